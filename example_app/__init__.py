@@ -1,0 +1,67 @@
+"""A small shop that sells each thing once: the example for flask_idempotent.
+
+``python -m example_app`` runs it, with an offline stand-in for Stripe unless ``STRIPE_API_KEY`` is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Flask, Response
+from werkzeug.exceptions import InternalServerError, NotFound
+
+from flask_idempotent import Idempotency, create_blueprint
+
+from .orders import create_tables, db
+from .pages import shop, show_not_found, show_server_error
+from .purchase import remember_session, session_params
+
+__all__ = ["create_app", "idempotency"]
+
+DEFAULT_DATABASE = "sqlite:///shop.db"  # in the app's instance folder
+
+SECURITY_HEADERS = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+    ("Referrer-Policy", "same-origin"),  # an order's address is all that it takes to see the order
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+)
+
+idempotency = Idempotency()
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """Build the shop. It starts no thread and calls nobody; it creates the tables that are missing.
+
+    :param config: settings that win over the environment: ``SQLALCHEMY_DATABASE_URI`` (else ``DATABASE_URL``,
+        else a SQLite file in the instance folder), ``STRIPE_API_KEY`` and ``STRIPE_API_BASE``,
+        ``IDEMPOTENCY_*``, and any of Flask's own.
+    """
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = os.environ.get("DATABASE_URL") or DEFAULT_DATABASE
+    app.config.update(config or {})
+    db.init_app(app)
+    create_tables(app)
+    idempotency.init_app(app)
+    app.register_blueprint(shop)
+    app.register_blueprint(create_blueprint(session_params, on_session=remember_session))
+    app.register_error_handler(NotFound, show_not_found)
+    app.register_error_handler(InternalServerError, show_server_error)
+    app.after_request(_add_security_headers)
+    return app
+
+
+def _add_security_headers(response: Response) -> Response:
+    for name, value in SECURITY_HEADERS:
+        response.headers[name] = value
+    if response.mimetype in ("text/html", "application/json"):
+        response.headers.setdefault("Cache-Control", "no-store")
+    return response

@@ -1,0 +1,43 @@
+"""Idempotency keys for Flask: the work is done once, and every retry gets the same answer."""
+
+from .active import Active, current_idempotency
+from .blueprint import create_blueprint
+from .cache import IdempotencyCache
+from .checkout import CheckoutError, CheckoutRefused, stripe_client
+from .config import ConfigurationError, Settings
+from .core.store import StoreError
+from .decorator import idempotent
+from .errors import (
+    IdempotencyError,
+    KeyInvalid,
+    KeyMissing,
+    KeyReused,
+    OutcomeUnknown,
+    RecordUnreadable,
+    RequestInProgress,
+    StoreUnavailable,
+)
+from .extension import Idempotency
+
+__all__ = [
+    "Active",
+    "CheckoutError",
+    "CheckoutRefused",
+    "ConfigurationError",
+    "Idempotency",
+    "IdempotencyCache",
+    "IdempotencyError",
+    "KeyInvalid",
+    "KeyMissing",
+    "KeyReused",
+    "OutcomeUnknown",
+    "RecordUnreadable",
+    "RequestInProgress",
+    "Settings",
+    "StoreError",
+    "StoreUnavailable",
+    "create_blueprint",
+    "current_idempotency",
+    "idempotent",
+    "stripe_client",
+]

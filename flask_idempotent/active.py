@@ -1,0 +1,74 @@
+"""What a guarded view can know about its own request while it runs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, cast
+
+from flask import has_request_context, request
+from werkzeug.local import LocalProxy
+
+from .core.digest import combine
+
+_ACTIVE: Final = "flask_idempotent.active"
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """The protection of one running request; see :data:`current_idempotency`.
+
+    :param key: the client's key; None when the request has none and the view runs unprotected.
+    :param attempt: 1, or more when an earlier attempt under this key failed or its worker died.
+    """
+
+    key: str | None
+    attempt: int
+    _seed: bytes
+
+    @classmethod
+    def without_key(cls) -> Active:
+        """For a request that shares nothing with its retries: its derived keys are its own."""
+        return cls(None, 1, secrets.token_bytes(32))
+
+    def derive(self, purpose: str) -> str:
+        """A key for another system that is the same for every retry of this request.
+
+        It covers the app, the route, the caller, the client's key and the content of the request, and shows none of
+        them. Hand it to whatever takes an idempotency key of its own, with another purpose for each effect.
+
+        :param purpose: names the effect, such as ``"charge"``.
+        :return: 64 hexadecimal digits.
+        """
+        return combine("derived key 1", self._seed, purpose.encode()).hex()
+
+
+def is_active() -> bool:
+    """Whether the current request is already inside a guarded view."""
+    return _ACTIVE in request.environ
+
+
+@contextmanager
+def activated(active: Active) -> Iterator[None]:
+    """Let ``current_idempotency`` be ``active``. It hangs on the request: an application context may outlive that."""
+    request.environ[_ACTIVE] = active
+    try:
+        yield
+    finally:
+        request.environ.pop(_ACTIVE, None)
+
+
+def _find() -> Active:
+    active = request.environ.get(_ACTIVE) if has_request_context() else None
+    if active is None:
+        raise RuntimeError("current_idempotency is only there while a view with @idempotent runs")
+    return cast(Active, active)
+
+
+current_idempotency: Active = LocalProxy(_find)  # type: ignore[assignment]
+"""The :class:`Active` of the view that is running.
+
+:raises RuntimeError: on use outside of a view with ``@idempotent``.
+"""

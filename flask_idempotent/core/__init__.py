@@ -1,0 +1,1 @@
+"""The pure part: keys, fingerprints, records and the rules between them. Imports nothing of ours but itself."""

@@ -1,0 +1,96 @@
+"""What makes two requests the same request: a digest over their parts.
+
+JSON counts by value: order of members and white space do not matter, order of arrays does. Two numbers are the same
+when they are written as the same exact value and the same kind, so ``1``, ``1.0`` and ``true`` are three things, and
+no digit is lost. A document whose value is not certain (duplicate members, malformed, nested too deeply, NaN, a
+number beyond Python's limits) counts by its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+from .digest import combine
+
+# Numbers with a fraction are carried through the encoder as strings behind this mark. A JSON text can only contain the
+# mark's first character as an escape, and texts with that escape count by their bytes.
+_MARK: Final = "\x00"
+_ESCAPED_MARK: Final = "\\u0000"
+
+
+def fingerprint(*, query: Iterable[tuple[str, str]], content_type: str, body: bytes, credentials: bytes = b"") -> bytes:
+    """The digest of a request.
+
+    :param query: the query's name and value pairs, in any order.
+    :param content_type: media type without parameters.
+    :param body: the body in a canonical form, from :func:`json_body`, :func:`form_body` or :func:`raw_body`.
+    :param credentials: stands for the caller where nothing else does.
+    :return: 32 bytes.
+    """
+    return combine("request fingerprint 1", pairs(query), content_type.lower().encode(), body, credentials)
+
+
+def pairs(items: Iterable[tuple[str, str]]) -> bytes:
+    """Name and value pairs, sorted, in bytes that cannot be mistaken for other pairs."""
+    ordered = sorted(items)
+    return combine("pairs", *(part.encode("utf-8", "surrogatepass") for pair in ordered for part in pair))
+
+
+def raw_body(body: bytes) -> bytes:
+    """A body that counts by its bytes."""
+    return streamed_body(hashlib.sha256(body).digest())
+
+
+def streamed_body(digest: bytes) -> bytes:
+    """The same for a body that was hashed while it was read.
+
+    :param digest: the SHA-256 of its bytes.
+    """
+    return combine("raw", digest)
+
+
+def form_body(fields: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()) -> bytes:
+    """A form's fields, and of a multipart form the pairs of field name and file digest."""
+    return combine("form", pairs(fields), pairs(files))
+
+
+def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
+    """A JSON document by its value.
+
+    :param body: the text as it came.
+    :param ignored: members of the outermost object that do not count.
+    """
+    try:
+        text = body.decode()
+        if _ESCAPED_MARK in text:
+            return raw_body(body)
+        value = json.loads(text, parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
+        if ignored and isinstance(value, dict):
+            value = {name: member for name, member in value.items() if name not in ignored}
+        return combine("json", json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+    except (ValueError, RecursionError, InvalidOperation):
+        return raw_body(body)
+
+
+def _exact(digits: str) -> str:
+    sign, coefficient, exponent = Decimal(digits).as_tuple()
+    text = "".join(map(str, coefficient)).lstrip("0")
+    significant = text.rstrip("0")
+    if not significant:
+        return f"{_MARK}{sign}:0"
+    return f"{_MARK}{sign}:{significant}:{int(exponent) + len(text) - len(significant)}"
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _members(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(items)
+    if len(members) != len(items):
+        raise ValueError("duplicate members")
+    return members

@@ -1,0 +1,128 @@
+"""The guard: one request's way through a store, from the claim to the outcome."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from .lease import Heartbeat
+from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
+from .record import OWNER_SIZE, Head, State, StoredResponse, pack_payload
+from .store import Claim, Claimed, Found, OnOutage, Store, StoreError, Terms
+
+
+class Outcome(StrEnum):
+    """What became of one request. The values name log records and signals."""
+
+    CLAIMED = "claimed"
+    REPLAYED = "replayed"
+    BUSY = "busy"
+    MISMATCHED = "mismatched"
+    UNKNOWN = "outcome-unknown"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RELEASED = "released"
+    LOST_LEASE = "lost-lease"
+    UNPROTECTED = "unprotected"
+    UNRECORDED = "unrecorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The caller holds the key and must end it with finish, fail or forget."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Unprotected:
+    """The store is away and the route prefers to run without it."""
+
+
+_NAMES = {Replay: Outcome.REPLAYED, Busy: Outcome.BUSY, Mismatch: Outcome.MISMATCHED, Unknown: Outcome.UNKNOWN}
+
+
+class Guard:
+    """Begins and ends requests.
+
+    :param store: where the records are.
+    :param observe: called with each outcome, the storage key, and the error for UNRECORDED.
+    :param token: makes 16 unpredictable bytes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        observe: Callable[[Outcome, str, Exception | None], None],
+        token: Callable[[], bytes] = lambda: secrets.token_bytes(OWNER_SIZE),
+    ) -> None:
+        self._store = store
+        self._observe = observe
+        self._token = token
+        self._heartbeat = Heartbeat(store, lambda claim: observe(Outcome.LOST_LEASE, claim.key, None))
+
+    def begin(self, key: str, fingerprint: bytes, terms: Terms) -> Run | Unprotected | Verdict:
+        """Take the key, or say why the view must not run. A duplicate waits here, for ``terms.wait_ms`` at most.
+
+        :raises StoreError: the store cannot answer and the route does not run without it.
+        :raises UnreadableRecord: what stands there is no record.
+        :raises NewerRecord: a later version of this library wrote it.
+        """
+        claim = Claim(key, self._token(), fingerprint, terms)
+        try:
+            answer = self._store.claim(claim)
+        except StoreError:
+            if terms.on_outage is not OnOutage.EXECUTE:
+                raise
+            self._observe(Outcome.UNPROTECTED, key, None)
+            return Unprotected()
+        if isinstance(answer, Claimed):
+            claim = replace(claim, attempt=answer.attempt)
+            self._heartbeat.add(claim)
+            self._observe(Outcome.CLAIMED, key, None)
+            return Run(claim)
+        verdict = self._wait(answer, claim)
+        self._observe(_NAMES[type(verdict)], key, None)
+        return verdict
+
+    def _wait(self, found: Found, claim: Claim) -> Verdict:
+        """A waiter never runs the view: it gets the outcome, or is told to come back."""
+        verdict = judge(found, claim)
+        if not isinstance(verdict, Busy) or not claim.terms.wait_ms:
+            return verdict
+        try:
+            later = self._store.wait(claim.key, claim.terms.wait_ms)
+        except StoreError:
+            return verdict
+        return judge(later, claim) if isinstance(later, Found) else verdict
+
+    def finish(self, run: Run, response: StoredResponse, ttl_ms: int, compress_over: int) -> bool:
+        """Store the outcome. False when it could not be stored: the client still gets it.
+
+        :param ttl_ms: its retention.
+        :param compress_over: bytes from which compression is tried.
+        """
+        claim = run.claim
+        head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, 0)
+        payload = pack_payload(head, response, compress_over)
+        return self._end(Outcome.COMPLETED, claim, lambda: self._store.complete(claim, payload, ttl_ms))
+
+    def fail(self, run: Run) -> bool:
+        """Note a failure: the same request may run again under the key, another may not."""
+        return self._end(Outcome.FAILED, run.claim, lambda: self._store.fail(run.claim))
+
+    def forget(self, run: Run) -> bool:
+        """Free the key: the request was refused before it did anything."""
+        return self._end(Outcome.RELEASED, run.claim, lambda: self._store.forget(run.claim))
+
+    def _end(self, outcome: Outcome, claim: Claim, write: Callable[[], bool]) -> bool:
+        self._heartbeat.discard(claim)
+        try:
+            written = write()
+        except StoreError as error:
+            self._observe(Outcome.UNRECORDED, claim.key, error)
+            return False
+        self._observe(outcome if written else Outcome.LOST_LEASE, claim.key, None)
+        return written

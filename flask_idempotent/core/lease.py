@@ -1,0 +1,116 @@
+"""The heartbeat: one lazy thread that keeps the leases of running requests alive."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from .store import Claim, Store, StoreError
+
+log = logging.getLogger("flask_idempotent")
+
+RENEWALS_PER_LEASE = 3
+IDLE_SECONDS = 60.0
+
+
+class Heartbeat:
+    """Renews every registered claim three times per lease, all of a store's in one call.
+
+    The thread starts with the first claim, after any fork, and ends when there has been nothing to renew for a minute.
+
+    :param store: where the leases are.
+    :param lost: called with a claim that another worker has taken over.
+    :param clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, store: Store, lost: Callable[[Claim], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._lost = lost
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
+        self._in_flight: frozenset[bytes] = frozenset()
+        self._wakes_at = float("inf")
+        self._pid = 0
+
+    def add(self, claim: Claim) -> None:
+        """Keep the lease of a claim alive from now on, for its ``max_runtime_ms`` at most."""
+        now = self._clock()
+        due = now + _interval(claim)
+        with self._changed:
+            if self._pid != os.getpid():
+                self._start()
+            self._due[claim.owner] = (due, now + claim.terms.max_runtime_ms / 1000, claim)
+            if due < self._wakes_at:
+                self._changed.notify_all()
+
+    def discard(self, claim: Claim) -> None:
+        """Stop renewing a claim. On return no renewal of it is under way, so it can be completed or forgotten."""
+        with self._changed:
+            self._due.pop(claim.owner, None)
+            while claim.owner in self._in_flight:
+                self._changed.wait()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._due, self._in_flight, self._wakes_at = {}, frozenset(), float("inf")
+        threading.Thread(target=self._run, name="idempotency-heartbeat", daemon=True).start()
+
+    def _run(self) -> None:
+        while claims := self._next_claims():
+            try:
+                self._renew(claims)
+            finally:
+                with self._changed:
+                    self._in_flight = frozenset()
+                    self._changed.notify_all()
+
+    def _next_claims(self) -> list[Claim]:
+        """Sleep until leases are due and mark their claims as in flight; empty when the thread is no longer needed."""
+        with self._changed:
+            while True:
+                if claims := self._take_due():
+                    self._in_flight = frozenset(claim.owner for claim in claims)
+                    return claims
+                now = self._clock()
+                self._wakes_at = min((due for due, _, _ in self._due.values()), default=now + IDLE_SECONDS)
+                woken = self._changed.wait(max(self._wakes_at - now, 0))
+                self._wakes_at = float("-inf")
+                if not woken and not self._due:
+                    self._pid = 0
+                    return []
+
+    def _take_due(self) -> list[Claim]:
+        """The claims to renew now, rescheduled; those past their longest runtime are let go."""
+        now = self._clock()
+        taken = []
+        for owner, (due, end, claim) in list(self._due.items()):
+            if now >= end:
+                del self._due[owner]
+                log.warning("a request runs longer than IDEMPOTENCY_MAX_RUNTIME; its lease is no longer renewed")
+            elif due <= now:
+                self._due[owner] = (now + _interval(claim), end, claim)
+                taken.append(claim)
+        return taken
+
+    def _renew(self, claims: list[Claim]) -> None:
+        try:
+            kept = self._store.renew(claims)
+        except StoreError as error:
+            log.warning("leases could not be renewed: %s", error)
+            return
+        for claim, ours in zip(claims, kept, strict=True):
+            if not ours:
+                with self._changed:
+                    running = self._due.pop(claim.owner, None) is not None
+                if running:
+                    self._lost(claim)
+
+
+def _interval(claim: Claim) -> float:
+    return claim.terms.lease_ms / 1000 / RENEWALS_PER_LEASE

@@ -1,0 +1,173 @@
+"""One record is one byte string: a fixed head that every store can read, and the stored response behind it.
+
+    offset  0  version      1 byte
+            1  state        1 byte, one of P, F, D
+            2  attempt      2 bytes, big-endian, counted from 1
+            4  owner       16 bytes, the token of the request that wrote it
+           20  fingerprint 32 bytes, digest of the request
+           52  deadline    13 ASCII digits, milliseconds since the epoch by the store's clock
+           65  payload     only in state D: checksum, flags, and the response
+
+The deadline is the end of the lease in P, the time of the failure in F and the end of the retention in D. It is the
+one field that a store rewrites in place, so the checksum leaves it out. Records are data and nothing else: nothing
+read from a store is ever executed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+VERSION: Final = 1
+HEAD_SIZE: Final = 65
+OWNER_SIZE: Final = 16
+FINGERPRINT_SIZE: Final = 32
+DEADLINE_SIZE: Final = 13
+MAX_ATTEMPT: Final = 0xFFFF
+
+_HEAD = struct.Struct(">BcH16s32s13s")
+_PREFIX = struct.Struct(">IB")  # checksum, flags
+_META = struct.Struct(">HH")  # length of the status line, number of headers
+_HEADER = struct.Struct(">HI")  # lengths of a header's name and value
+
+_COMPRESSED: Final = 1
+_OMITTED: Final = 2
+_FLAGS: Final = _COMPRESSED | _OMITTED
+
+
+class State(bytes, Enum):
+    """What a record says about its request."""
+
+    PENDING = b"P"
+    FAILED = b"F"
+    DONE = b"D"
+
+
+class UnreadableRecord(ValueError):
+    """The bytes are no record: truncated, altered, or written by something else."""
+
+
+class NewerRecord(ValueError):
+    """The record was written by a later version of this library (a rolling deploy)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The fixed part of a record.
+
+    :param state: what the record says.
+    :param attempt: how often the request has been started, from 1.
+    :param owner: the 16-byte token of the request that wrote the record.
+    :param fingerprint: the 32-byte digest of that request.
+    :param deadline: milliseconds since the epoch by the store's clock; see the module's table.
+    """
+
+    state: State
+    attempt: int
+    owner: bytes
+    fingerprint: bytes
+    deadline: int
+
+    def pack(self) -> bytes:
+        """The 65 bytes of the head."""
+        digits = b"%013d" % self.deadline
+        return _HEAD.pack(VERSION, self.state.value, self.attempt, self.owner, self.fingerprint, digits)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A response as it is kept and replayed.
+
+    :param status: the status line without the protocol, ``"201 CREATED"``.
+    :param headers: name and value pairs in their order, multi-valued ones repeated.
+    :param body: the body's bytes; ``None`` when it was over the limit and left out.
+    """
+
+    status: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+
+
+def read_head(record: bytes) -> Head:
+    """Parse and check the head of a record.
+
+    :raises NewerRecord: a later version wrote it.
+    :raises UnreadableRecord: it is not a record.
+    """
+    if not record:
+        raise UnreadableRecord("an empty value is no record")
+    if record[0] > VERSION:
+        raise NewerRecord(f"record version {record[0]} is newer than {VERSION}")
+    if len(record) < HEAD_SIZE or record[0] != VERSION:
+        raise UnreadableRecord("too short, or of an unknown version")
+    _, state, attempt, owner, fingerprint, digits = _HEAD.unpack_from(record)
+    try:
+        head = Head(State(state), attempt, owner, fingerprint, int(digits))
+    except ValueError as error:
+        raise UnreadableRecord("the head is damaged") from error
+    if not digits.isdigit() or (head.state is State.DONE) != (len(record) > HEAD_SIZE) or attempt == 0:
+        raise UnreadableRecord("the head contradicts itself")
+    return head
+
+
+def checksum(record_head: bytes, body: bytes) -> int:
+    """CRC-32 over a head without its deadline, and what follows the checksum."""
+    return zlib.crc32(body, zlib.crc32(record_head[: HEAD_SIZE - DEADLINE_SIZE]))
+
+
+def pack_payload(head: Head, response: StoredResponse, compress_over: int) -> bytes:
+    """The payload that follows ``head`` in a finished record.
+
+    :param head: the head it belongs to, in state DONE; the checksum ties the two together.
+    :param response: what to keep.
+    :param compress_over: bytes from which compression is tried; it is used only where it saves space.
+    """
+    status = response.status.encode("latin-1")
+    parts = [_META.pack(len(status), len(response.headers)), status]
+    for name, value in response.headers:
+        raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
+        parts += (_HEADER.pack(len(raw_name), len(raw_value)), raw_name, raw_value)
+    flags = _OMITTED if response.body is None else 0
+    content = b"".join((*parts, response.body or b""))
+    if len(content) > compress_over:
+        packed = zlib.compress(content, 1)
+        if len(packed) < len(content):
+            content, flags = packed, flags | _COMPRESSED
+    return _PREFIX.pack(checksum(head.pack(), bytes((flags,)) + content), flags) + content
+
+
+def read_response(record: bytes) -> StoredResponse:
+    """The response in a finished record.
+
+    :param record: the whole record, head and payload.
+    :raises UnreadableRecord: the checksum or the structure is wrong.
+    """
+    try:
+        expected, flags = _PREFIX.unpack_from(record, HEAD_SIZE)
+        if flags & ~_FLAGS or expected != checksum(record, record[HEAD_SIZE + 4 :]):
+            raise UnreadableRecord("the checksum does not match")
+        content = record[HEAD_SIZE + _PREFIX.size :]
+        if flags & _COMPRESSED:
+            content = zlib.decompress(content)
+        return _parse(content, omitted=bool(flags & _OMITTED))
+    except (struct.error, zlib.error) as error:
+        raise UnreadableRecord("the payload is damaged") from error
+
+
+def _parse(content: bytes, *, omitted: bool) -> StoredResponse:
+    status_size, count = _META.unpack_from(content)
+    at = _META.size
+    status, at = content[at : at + status_size].decode("latin-1"), at + status_size
+    headers = []
+    for _ in range(count):
+        name_size, value_size = _HEADER.unpack_from(content, at)
+        at += _HEADER.size
+        name, at = content[at : at + name_size].decode("latin-1"), at + name_size
+        value, at = content[at : at + value_size].decode("latin-1"), at + value_size
+        headers.append((name, value))
+    if at > len(content):
+        raise UnreadableRecord("the payload is truncated")
+    return StoredResponse(status, tuple(headers), None if omitted else content[at:])

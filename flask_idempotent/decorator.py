@@ -1,0 +1,224 @@
+"""``@idempotent``: a view that runs once per key."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Final, ParamSpec, overload
+from weakref import WeakKeyDictionary
+
+from flask import Flask, Request, Response, current_app, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+
+from . import errors, web
+from .active import Active, activated, is_active
+from .config import ConfigurationError, Settings, check_route, duration, milliseconds
+from .core.digest import combine
+from .core.guard import Guard, Run, Unprotected
+from .core.machine import Mismatch, Replay, Unknown, Verdict
+from .core.record import NewerRecord, StoredResponse, UnreadableRecord
+from .core.store import StoreError
+from .state import app_state
+from .streams import Recorder
+from .web import Fate, Incoming, Readers
+
+P = ParamSpec("P")
+Call = Callable[[], ResponseReturnValue]
+Save = Callable[[Response], bool | Fate] | str | None
+Lifetime = Callable[[Response], float | timedelta]
+
+GUARDED: Final = "_idempotent_guarded"  # on the function that the decorator returns
+COVERED: Final = "_idempotent_covered"  # on the view below it, which must not be what the app routes to
+RETRY_AFTER: Final = 1  # seconds
+
+
+@overload
+def idempotent(view: Callable[P, Any], /) -> Callable[P, ResponseReturnValue]: ...
+@overload
+def idempotent(
+    *,
+    key: Callable[[Request], str | None] | None = None,
+    fingerprint: Callable[[Request], bytes | str] | None = ...,
+    save: Save = None,
+    ttl: float | timedelta | Lifetime = ...,
+    **options: Any,
+) -> Callable[[Callable[P, Any]], Callable[P, ResponseReturnValue]]: ...
+def idempotent(view: Callable[P, Any] | None = None, /, **options: Any) -> Any:
+    """Run a view once per idempotency key, and answer every repetition of the request with the stored outcome.
+
+    Goes below the route's decorator, bare or with options::
+
+        @app.post("/orders")
+        @idempotent(required=True, ttl=86400, wait=5)
+        def create_order(): ...
+
+    The options are the settings named in :data:`flask_idempotent.config.ROUTE_SETTINGS`, for this route alone, and:
+
+    :param key: called with the request, returns the key or None; instead of header and form field.
+    :param fingerprint: called with the request, returns str or bytes that stand for its content; None: the content
+        does not count, whatever comes under the key is the same request.
+    :param save: called with the response, tells whether it is kept as the outcome; or ``"stripe-v1"``: keep 5xx and
+        402, and forget the other 4xx. By default everything below 500 is kept but refusals (401, 403, 408, 425, 429,
+        and any 4xx with Retry-After).
+    :param ttl: retention in seconds, as a number, a timedelta, or a function of the response that returns one of these.
+    :return: a function with the view's name, documentation and signature.
+    :raises ConfigurationError: an option is unknown or has an impossible value.
+    """
+    route = _Route(**options)
+    return route.guard if view is None else route.guard(view)
+
+
+class _Route:
+    """The options of one decorated view."""
+
+    def __init__(
+        self,
+        *,
+        key: Any = None,
+        fingerprint: Any = web.WHOLE_REQUEST,
+        save: Save = None,
+        ttl: Any = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(save, str) and save != web.STRIPE_V1:
+            raise ConfigurationError([f"@idempotent(save=...) must be a function or {web.STRIPE_V1!r}, not {save!r}"])
+        self.readers = Readers(key, fingerprint)
+        self.save = save
+        self.lifetime: Lifetime | None = ttl if callable(ttl) else None
+        if ttl is not None and self.lifetime is None:
+            options["ttl"] = ttl
+        self._options = check_route(options)
+        self._settings: WeakKeyDictionary[Flask, Settings] = WeakKeyDictionary()
+
+    def settings(self, app: Flask, base: Settings) -> Settings:
+        """The app's settings with this route's options; worked out once per app."""
+        found = self._settings.get(app)
+        if found is None:
+            found = self._settings[app] = base.override(self._options)
+        return found
+
+    def guard(self, view: Callable[P, Any]) -> Callable[P, ResponseReturnValue]:
+        """The decorator proper."""
+        if not callable(view):
+            raise TypeError(f"@idempotent goes directly above a view function, not {view!r}")
+        if GUARDED in getattr(view, "__dict__", {}):
+            raise TypeError(f"the view {view.__qualname__} has @idempotent twice; remove one")
+
+        @functools.wraps(view)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> ResponseReturnValue:
+            call: Call = functools.partial(current_app.ensure_sync(view), *args, **kwargs)
+            return call() if is_active() else _answer(self, call)
+
+        vars(guarded).pop(COVERED, None)
+        setattr(guarded, GUARDED, True)
+        setattr(view, COVERED, True)
+        return guarded
+
+
+def _answer(route: _Route, call: Call) -> ResponseReturnValue:
+    """One request to a guarded view."""
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+    state = app_state(app)
+    settings = route.settings(app, state.settings)
+    guarded = request.method in settings.methods
+    incoming = web.read(request, app, settings, route.readers, state.principal()) if guarded else None
+    if incoming is None:
+        if guarded and settings.required:
+            raise errors.KeyMissing(docs_url=settings.docs_url)
+        with activated(Active.without_key()):
+            return call()
+    begun = _begin(state.guard, incoming, settings)
+    if isinstance(begun, Run):
+        return _Execution(app, route, settings, state.guard, begun).run(incoming, call)
+    if isinstance(begun, Unprotected):
+        with activated(Active(incoming.key, 1, _seed(incoming))):
+            response = app.make_response(call())
+        response.headers[web.DEGRADED_HEADER] = "true"
+        return response
+    return _repeat(begun, app, settings)
+
+
+def _seed(incoming: Incoming) -> bytes:
+    return combine("derivation seed 1", incoming.digest, incoming.fingerprint)
+
+
+def _begin(guard: Guard, incoming: Incoming, settings: Settings) -> Run | Unprotected | Verdict:
+    try:
+        return guard.begin(incoming.storage_key, incoming.fingerprint, settings.terms)
+    except (StoreError, NewerRecord) as error:
+        raise errors.StoreUnavailable(retry_after=RETRY_AFTER, docs_url=settings.docs_url) from error
+    except UnreadableRecord as error:
+        raise errors.RecordUnreadable(docs_url=settings.docs_url) from error
+
+
+def _repeat(verdict: Verdict, app: Flask, settings: Settings) -> Response:
+    """The answer to a request whose key is taken."""
+    if isinstance(verdict, Replay):
+        return web.replay(verdict.response, app, settings)
+    if isinstance(verdict, Mismatch):
+        raise errors.KeyReused(docs_url=settings.docs_url)
+    if isinstance(verdict, Unknown):
+        raise errors.OutcomeUnknown(docs_url=settings.docs_url)
+    raise errors.RequestInProgress(retry_after=RETRY_AFTER, docs_url=settings.docs_url)
+
+
+class _Execution:
+    """One run of a view that holds its key, from the call to the end of its answer."""
+
+    def __init__(self, app: Flask, route: _Route, settings: Settings, guard: Guard, run: Run) -> None:
+        self._app = app
+        self._route = route
+        self._settings = settings
+        self._guard = guard
+        self._run = run
+
+    def run(self, incoming: Incoming, call: Call) -> Response:
+        """Run the view. Whatever happens, the key is settled."""
+        try:
+            with activated(Active(incoming.key, self._run.claim.attempt, _seed(incoming))):
+                response = self._respond(call)
+            fate = web.fate(response, self._route.save)
+            ttl_ms = self._ttl_ms(response)
+        except BaseException:
+            self._guard.fail(self._run)
+            raise
+        if fate is Fate.KEEP:
+            self._keep(response, ttl_ms)
+        elif fate is Fate.FAIL:
+            self._guard.fail(self._run)
+        else:
+            self._guard.forget(self._run)
+        return response
+
+    def _respond(self, call: Call) -> Response:
+        """The view's answer, or that of the app's own error handlers; what none of them takes is raised."""
+        try:
+            answer: Any = call()
+        except Exception as error:  # noqa: BLE001 - Flask's own dispatch does the same, and raises what nobody handles
+            answer = self._app.handle_user_exception(error)
+        if isinstance(answer, HTTPException):
+            answer = answer.get_response(request.environ)
+        return self._app.make_response(answer)
+
+    def _ttl_ms(self, response: Response) -> int:
+        if self._route.lifetime is None:
+            return self._run.claim.terms.ttl_ms
+        return milliseconds(duration(self._route.lifetime(response)))
+
+    def _keep(self, response: Response, ttl_ms: int) -> None:
+        """Store the outcome: at once, or for a stream when its last chunk has passed."""
+        headers = web.stored_headers(response, self._settings)
+        status = response.status
+
+        def store(body: bytes | None) -> None:
+            kept = None if body is None or len(body) > self._settings.max_body else body
+            stored = StoredResponse(status, headers, kept)
+            self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
+
+        if response.is_streamed or response.direct_passthrough:
+            failed = functools.partial(self._guard.fail, self._run)
+            response.response = Recorder(response.response, self._settings.max_body, store, failed)
+        else:
+            store(response.get_data())

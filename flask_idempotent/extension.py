@@ -1,0 +1,145 @@
+"""The extension object: one for any number of apps."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from flask import Flask, current_app, has_app_context, request
+from flask_caching import Cache
+
+from . import health
+from .body import close_spool
+from .config import ConfigurationError, read_settings
+from .core.guard import Guard, Outcome
+from .decorator import COVERED
+from .state import EXTENSION, AppState
+from .stores import lent_backend, open_store, own_backend
+from .stores.source import read_source
+from .web import Principal, flask_login_user
+
+log = logging.getLogger("flask_idempotent")
+Loader = TypeVar("Loader", bound=Callable[[], Principal])
+
+_LEVELS = {Outcome.LOST_LEASE: logging.WARNING, Outcome.UNRECORDED: logging.ERROR, Outcome.UNPROTECTED: logging.WARNING}
+
+
+class Idempotency:
+    """Sets up idempotent views on Flask apps.
+
+    ``Idempotency(app)``, or ``idempotency = Idempotency()`` and ``idempotency.init_app(app)`` in an app factory, for
+    as many apps as there are. On an app the object is ``app.extensions["idempotency"]``.
+
+    :param app: an app to set up at once.
+    :param cache: an existing ``flask_caching.Cache`` whose type and connection settings are used. Its data is not
+        touched.
+    """
+
+    def __init__(self, app: Flask | None = None, *, cache: Cache | None = None) -> None:
+        self._cache = cache
+        self._loader: Callable[[], Principal] | None = None
+        self._states: WeakKeyDictionary[Flask, AppState] = WeakKeyDictionary()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask, *, cache: Cache | None = None) -> None:
+        """Read the app's settings and set the app up. Opens no connection: the app starts while its Redis is down.
+
+        :param app: its ``config`` must be complete; later changes have no effect.
+        :param cache: as for the class, for this app alone.
+        :raises ConfigurationError: with every mistake in the settings.
+        :raises RuntimeError: the app is already set up.
+        """
+        if EXTENSION in app.extensions:
+            raise RuntimeError(
+                f"Idempotency is already set up on the app {app.name!r}; call init_app once per app, "
+                "and not at all after Idempotency(app)"
+            )
+        settings, mistakes = read_settings(app.config)
+        cache = cache or self._cache
+        source, wrong = ({}, []) if cache is not None else read_source(app.config, os.environ)
+        if mistakes or wrong:
+            raise ConfigurationError([*mistakes, *wrong])
+        backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
+        store = open_store(backend, settings)
+        self._states[app] = AppState(settings, store, Guard(store, _observe), self._principal)
+        app.extensions[EXTENSION] = self
+        app.before_request(_refuse_wrong_order)
+        app.teardown_request(_close_body)
+
+    def principal_loader(self, loader: Loader) -> Loader:
+        """Decorator: the function that tells who makes the current request.
+
+        Keys are then separate per caller. Without a loader the user of Flask-Login counts; without either, the
+        Authorization header becomes part of what makes two requests the same.
+
+        :param loader: called without arguments inside the request; returns a str, int, bytes, UUID, a tuple of these
+            (tenant and user, say), or None when it cannot tell.
+        """
+        self._loader = loader
+        return loader
+
+    def state_of(self, app: Flask) -> AppState:
+        """What init_app made for an app.
+
+        :raises RuntimeError: this object is not set up on it.
+        """
+        try:
+            return self._states[app]
+        except KeyError:
+            raise RuntimeError(f"this Idempotency is not set up on the app {app.name!r}; call init_app(app)") from None
+
+    def health(self, app: Flask | None = None) -> dict[str, Any]:
+        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message`` and ``stats``.
+
+        :param app: the app in question; may be left out in an app context, and where there is only one.
+        """
+        return health.check(self._state(app))
+
+    def stats(self, app: Flask | None = None) -> dict[str, Any]:
+        """``isRedisAvailable`` (bool), ``inMemoryCacheSize`` (number of records in this process) and ``cacheType``
+        (``"redis"`` or ``"memory"``: which decides at this moment).
+
+        :param app: as for :meth:`health`.
+        """
+        return health.stats(self._state(app).store.report())
+
+    def _state(self, app: Flask | None) -> AppState:
+        if app is None and has_app_context():
+            app = current_app._get_current_object()  # type: ignore[attr-defined]
+        if app is None and len(self._states) == 1:
+            (app,) = self._states
+        if app is None:
+            raise RuntimeError("name the app, or call inside an app context: this Idempotency serves several or none")
+        return self.state_of(app)
+
+    def _principal(self) -> Principal:
+        if self._loader is not None:
+            return self._loader()
+        return flask_login_user(current_app)
+
+
+def _observe(outcome: Outcome, key: str, error: Exception | None) -> None:
+    level = _LEVELS.get(outcome, logging.DEBUG)
+    if log.isEnabledFor(level):
+        extra = {"idempotency_outcome": outcome.value, "idempotency_key": key}
+        log.log(level, "idempotency: %s%s", outcome.value, f": {error}" if error else "", extra=extra)
+
+
+def _refuse_wrong_order() -> None:
+    """A view that was decorated after the app had taken it would run without protection."""
+    view = current_app.view_functions.get(request.endpoint or "")
+    if COVERED in getattr(view, "__dict__", {}):
+        raise ConfigurationError(
+            [
+                f"@idempotent stands above the route decorator of the view {request.endpoint!r}; "
+                "put it directly above the function, below @app.post(...)"
+            ]
+        )
+
+
+def _close_body(_error: BaseException | None) -> None:
+    close_spool(request.environ)

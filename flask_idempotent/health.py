@@ -1,0 +1,40 @@
+"""What the health endpoint reports."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from .core.store import OnOutage, Report
+from .state import AppState
+
+HEALTHY: Final = "healthy"
+DEGRADED: Final = "degraded"
+UNHEALTHY: Final = "unhealthy"
+
+
+def stats(report: Report) -> dict[str, Any]:
+    """The numbers of a store's report, by their public names."""
+    return {
+        "isRedisAvailable": report.redis_available,
+        "inMemoryCacheSize": report.in_memory_size,
+        "cacheType": report.cache_type,
+    }
+
+
+def check(state: AppState) -> dict[str, Any]:
+    """Ask the store how it is.
+
+    :return: ``status``, ``message`` and ``stats``. *Degraded* means that new requests still run, without the agreement
+        of other workers; *unhealthy* that they are refused.
+    """
+    report = state.store.report()
+    if report.outage is None:
+        where = "Redis" if report.redis_available else "the memory of this process"
+        status, message = HEALTHY, f"Outcomes are kept in {where}."
+    elif state.settings.on_outage is OnOutage.REJECT:
+        status, message = UNHEALTHY, "Redis cannot be used, and new requests with a key are refused until it can."
+    elif state.settings.on_outage is OnOutage.EXECUTE:
+        status, message = DEGRADED, "Redis cannot be used; new requests run without protection until it can."
+    else:
+        status, message = DEGRADED, "Redis cannot be used; this process keeps its own records until it can."
+    return {"status": status, "message": message, "stats": stats(report)}

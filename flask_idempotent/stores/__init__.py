@@ -1,0 +1,82 @@
+"""Where records live. :func:`open_store` turns a Flask-Caching backend into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flask import Flask
+from flask_caching import Cache
+from flask_caching.backends.base import BaseCache
+from flask_caching.backends.simplecache import SimpleCache
+
+from ..config import ConfigurationError, Settings
+from ..core.store import Store
+from .memory import MemoryStore, RecordCache
+from .source import THRESHOLD, kind, refusal
+
+__all__ = ["lent_backend", "open_store", "own_backend"]
+
+_RECORD_CACHE: Final = f"{RecordCache.__module__}.{RecordCache.__qualname__}"
+
+
+def lent_backend(app: Flask, cache: Cache) -> BaseCache:
+    """The backend behind a host's Cache on this app, looked up once: Cache.cache follows whichever app is current.
+
+    :raises ConfigurationError: the Cache is not set up on the app, or its type cannot keep records.
+    """
+    backend: BaseCache | None = app.extensions.get("cache", {}).get(cache)
+    if backend is None:
+        raise ConfigurationError(
+            ["cache= is not set up on this app; call cache.init_app(app) before idempotency.init_app(app)"]
+        )
+    names = [base.__name__ for base in type(backend).__mro__ if issubclass(base, BaseCache)]
+    for name in names:
+        if kind(name) in ("simple", "redis"):
+            return backend
+        if kind(name) != "base" and (why := refusal(name)) and "not known" not in why:
+            raise ConfigurationError([f"cache= {why}"])
+    raise ConfigurationError([f"cache= {refusal(names[0])}"])
+
+
+def own_backend(app: Flask, cache_settings: Mapping[str, Any]) -> BaseCache:
+    """A backend of our own, made by Flask-Caching from its own settings. Opens no connection.
+
+    :param cache_settings: every CACHE_* key, from :func:`flask_idempotent.stores.source.read_source`.
+    :raises ConfigurationError: Flask-Caching or the Redis client refuses the settings.
+    """
+    settings = dict(cache_settings)
+    if settings["CACHE_TYPE"] == "SimpleCache":
+        settings["CACHE_TYPE"] = _RECORD_CACHE
+    elif settings["CACHE_REDIS_URL"] and settings["CACHE_REDIS_PASSWORD"]:
+        # With a URL Flask-Caching drops the password; redis-py takes it unless the URL has one.
+        settings["CACHE_OPTIONS"] = {"password": settings["CACHE_REDIS_PASSWORD"], **(settings["CACHE_OPTIONS"] or {})}
+    cache = Cache(with_jinja2_ext=False, config=settings)
+    try:
+        cache.init_app(app)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigurationError([f"the store cannot be set up: {error}"]) from error
+    backend: BaseCache = app.extensions["cache"][cache]
+    return backend
+
+
+def open_store(backend: BaseCache, settings: Settings) -> Store:
+    """The store over a Flask-Caching backend.
+
+    A lent backend gives its type and its connection settings; the records live in a backend and over connections of
+    our own, so that the host's ``clear()``, evictions and timeouts never touch them.
+
+    :param backend: a SimpleCache or RedisCache.
+    :param settings: of the app.
+    """
+    if isinstance(backend, SimpleCache):
+        return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(THRESHOLD))
+    from .redis import RedisStore, own_client, uses_tls
+    from .tiered import TieredStore
+
+    lent = backend._write_client  # type: ignore[attr-defined]
+    timeout = settings.store_timeout or (1.0 if uses_tls(lent) else 0.25)
+    shared = RedisStore(own_client(lent, timeout))
+    if settings.local_tier is None:
+        return shared
+    return TieredStore(MemoryStore(RecordCache(THRESHOLD)), shared)

@@ -1,0 +1,82 @@
+"""The circuit breaker before Redis: after two failures nobody waits for it, until a background probe finds it well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from ..core.store import StoreError
+
+log = logging.getLogger("flask_idempotent")
+
+FAILURES_TO_OPEN: Final = 2
+PROBE_SECONDS: Final = 0.25
+PROBE_JITTER: Final = 0.2
+LEFTOVER_SECONDS: Final = 1.0
+
+
+class Breaker:
+    """Counts failures in a row, opens at the second, and closes when ``recover`` succeeds.
+
+    The probe is a thread of its own that lives only while there is something to recover; the failure that needs it
+    starts it, so it never runs before a fork.
+
+    :param recover: brings the server's records up to date. True when nothing is left to do, False when some records
+        must be tried again later. Raises StoreError while the server is away.
+    """
+
+    def __init__(self, recover: Callable[[], bool]) -> None:
+        self._recover = recover
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._prober = 0  # the id of the process in which a probe runs
+        self.is_open = False
+        self.reason: str | None = None  # the failure that began the present outage
+
+    def succeeded(self) -> None:
+        """Note that the server answered. Only the probe ends an outage."""
+        if self._failures and not self.is_open:
+            with self._lock:
+                self._failures = 0
+
+    def failed(self, error: StoreError) -> None:
+        """Note a failure; the first of an outage is logged."""
+        with self._lock:
+            self._failures += 1
+            self.is_open = self.is_open or self._failures >= FAILURES_TO_OPEN
+            first, self.reason = self.reason is None, self.reason or str(error)
+        if first:
+            log.error("idempotency: %s; going on with the records of this process until Redis is back", error)
+        self.probe()
+
+    def probe(self) -> None:
+        """See to it that ``recover`` is called in the background until nothing is left to do."""
+        with self._lock:
+            if self._prober == os.getpid():
+                return
+            self._prober = os.getpid()
+        threading.Thread(target=self._probe, name="idempotency-probe", daemon=True).start()
+
+    def _probe(self) -> None:
+        pause = PROBE_SECONDS
+        while True:
+            time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
+            try:
+                finished = self._recover()
+            except StoreError:
+                pause = PROBE_SECONDS
+                continue
+            with self._lock:
+                ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
+                if finished:
+                    self._prober = 0
+            if ended:
+                log.warning("idempotency: Redis is back, and has what was recorded meanwhile")
+            if finished:
+                return
+            pause = LEFTOVER_SECONDS

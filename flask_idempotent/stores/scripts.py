@@ -1,0 +1,114 @@
+"""The Lua scripts of the Redis store: the table of :mod:`flask_idempotent.core.machine`, one event each.
+
+Every script touches one key and reads the server's clock. The prelude gives ``record`` (false when absent), and its
+``state`` (``?`` when it is no record of this version), ``owner``, ``fingerprint`` and ``lapsed``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MAX_ATTEMPT, VERSION
+
+_PRELUDE: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function at(ms) return string.format('%013.0f', ms) end
+local record = redis.call('GET', KEYS[1])
+local state, attempt, owner, fingerprint, lapsed
+if record then
+  state, owner, fingerprint = record:sub(2, 2), record:sub(5, 20), record:sub(21, 52)
+  local deadline = record:sub(53, {HEAD_SIZE})
+  attempt = #record < {HEAD_SIZE} and 0 or record:byte(3) * 256 + record:byte(4)
+  if record:byte(1) ~= {VERSION} or attempt == 0 or not deadline:match('^%d+$')
+      or not state:match('[PFD]') or (state == 'D') ~= (#record > {HEAD_SIZE}) then
+    state, owner = '?', '?'
+  else
+    lapsed = state == 'P' and tonumber(deadline) <= now
+  end
+end
+"""
+
+_CLAIM: Final = f"""
+local mine, request, lease, ttl, resume = unpack(ARGV)
+local again = 0
+if record then
+  local open = fingerprint == request and (state == 'F' or (lapsed and resume == '1'))
+  if owner == mine or not open or state == '?' then return at(now) .. record end
+  again = attempt
+end
+again = math.min(again + 1, {MAX_ATTEMPT})
+record = string.char({VERSION}) .. 'P' .. string.char(math.floor(again / 256), again % 256)
+  .. mine .. request .. at(now + lease)
+redis.call('SET', KEYS[1], record, 'PX', math.max(tonumber(lease), tonumber(ttl)))
+return at(now) .. record
+"""
+
+_RENEW: Final = f"""
+local mine, head, lease, ttl = unpack(ARGV)
+if not record then
+  redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
+elseif owner ~= mine then
+  return 0
+elseif state == 'P' then
+  redis.call('SETRANGE', KEYS[1], {HEAD_SIZE - DEADLINE_SIZE}, at(now + lease))
+  if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
+end
+return 1
+"""
+
+_COMPLETE: Final = """
+local mine, head, payload, ttl = unpack(ARGV)
+if record and (owner ~= mine or state == 'F') then return 0 end
+if state ~= 'D' then redis.call('SET', KEYS[1], head .. at(now + ttl) .. payload, 'PX', ttl) end
+return 1
+"""
+
+_FAIL: Final = """
+local mine, head, ttl = unpack(ARGV)
+if record and (owner ~= mine or state == 'D') then return 0 end
+if not record then
+  redis.call('SET', KEYS[1], head .. at(now), 'PX', ttl)
+elseif state == 'P' then
+  redis.call('SET', KEYS[1], head .. at(now), 'KEEPTTL')
+end
+return 1
+"""
+
+_FORGET: Final = """
+if not record then return 1 end
+if owner ~= ARGV[1] or state ~= 'P' then return 0 end
+redis.call('DEL', KEYS[1])
+return 1
+"""
+
+_PEEK: Final = """
+return at(now) .. (record or '')
+"""
+
+# Writing back after an outage. What another request finished stands; what another one is running may yet finish.
+# 1: ours is there; 2: another's is pending; 3: another's stands.
+_RESTORE: Final = """
+local mine, request, head, left, payload, ttl = unpack(ARGV)
+if record and owner ~= mine then
+  if state == 'P' and not lapsed then return 2 end
+  if fingerprint ~= request or state == 'D' or state == '?' then return 3 end
+elseif state == 'D' then
+  return 1
+end
+redis.call('SET', KEYS[1], head .. at(now + left) .. payload, 'PX', ttl)
+return 1
+"""
+
+TEXTS: Final = {
+    name: _PRELUDE + body
+    for name, body in {
+        "claim": _CLAIM,
+        "renew": _RENEW,
+        "complete": _COMPLETE,
+        "fail": _FAIL,
+        "forget": _FORGET,
+        "peek": _PEEK,
+        "restore": _RESTORE,
+    }.items()
+}

@@ -1,0 +1,139 @@
+"""Which store: IDEMPOTENCY_CACHE_* settings, then the environment, then SimpleCache; as Flask-Caching's settings."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+PREFIX: Final = "IDEMPOTENCY_"
+THRESHOLD: Final = 100_000
+WORKING: Final = "SimpleCache (one process) and RedisCache (any number of workers and machines)"
+
+# Flask-Caching starts from a copy of app.config, so each of its keys is set here: the host's CACHE_* stay the host's.
+DEFAULTS: Final[dict[str, Any]] = {
+    "CACHE_TYPE": "SimpleCache",
+    "CACHE_DEFAULT_TIMEOUT": 600,
+    "CACHE_IGNORE_ERRORS": False,
+    "CACHE_THRESHOLD": THRESHOLD,
+    "CACHE_KEY_PREFIX": "",
+    "CACHE_ARGS": [],
+    "CACHE_OPTIONS": None,
+    "CACHE_NO_NULL_WARNING": True,
+    "CACHE_SOURCE_CHECK": False,
+    "CACHE_ENABLE_SIGNALS": False,
+    "CACHE_SERIALIZER": None,
+    "CACHE_HASH_METHOD": hashlib.sha256,
+    "CACHE_FILE_HASH_METHOD": hashlib.sha256,
+    "CACHE_DIR": None,
+    "CACHE_MEMCACHED_SERVERS": None,
+    "CACHE_REDIS_URL": None,
+    "CACHE_REDIS_HOST": "localhost",
+    "CACHE_REDIS_PORT": 6379,
+    "CACHE_REDIS_DB": 0,
+    "CACHE_REDIS_PASSWORD": None,
+}
+_ADDRESS: Final = ("CACHE_REDIS_URL", "CACHE_REDIS_HOST")
+_SCHEMES: Final = ("redis", "rediss", "unix")
+
+WHY_NOT: Final = {
+    "null": "it stores nothing and says yes to every claim",
+    "filesystem": "two processes can claim one key in it",
+    "memcached": "it evicts live records, and its values cannot be checked and set in one step",
+    "saslmemcached": "it evicts live records, and its values cannot be checked and set in one step",
+    "spreadsaslmemcached": "it evicts live records, and its values cannot be checked and set in one step",
+    "redissentinel": "Sentinel is not supported yet",
+    "rediscluster": "Redis Cluster is not supported yet",
+}
+
+
+def kind(cache_type: str) -> str:
+    """``RedisCache``, ``redis`` and ``flask_caching.backends.RedisCache`` all read ``redis``."""
+    return cache_type.rpartition(".")[2].lower().removesuffix("cache")
+
+
+def refusal(cache_type: str) -> str | None:
+    """Why records cannot live in a Flask-Caching backend of this type; None when they can."""
+    name = kind(cache_type)
+    if name in ("simple", "redis"):
+        return None
+    return f"{cache_type!r} cannot keep records: {WHY_NOT.get(name, 'it is not known to be safe')}. Use {WORKING}."
+
+
+def read_source(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Flask-Caching's settings for a backend of our own, and the mistakes found on the way.
+
+    :param config: the app's config; only IDEMPOTENCY_CACHE_* counts.
+    :param environ: the process environment, for UPSTASH_REDIS_REST_URL with UPSTASH_REDIS_REST_TOKEN, and REDIS_URL.
+    """
+    given = {key[len(PREFIX) :]: value for key, value in config.items() if key.startswith(PREFIX + "CACHE_")}
+    mistakes = _misspelt(given)
+    cache_type = given.get("CACHE_TYPE")
+    if cache_type is None and any(key in given for key in DEFAULTS if key.startswith("CACHE_REDIS_")):
+        cache_type = "RedisCache"
+    if cache_type is not None and not isinstance(cache_type, str):
+        return dict(DEFAULTS), [*mistakes, f"{PREFIX}CACHE_TYPE must be a name, not {cache_type!r}; use {WORKING}"]
+    if cache_type is not None and (why := refusal(cache_type)):
+        return dict(DEFAULTS), [*mistakes, f"{PREFIX}CACHE_TYPE {why}"]
+    if (cache_type is None or kind(cache_type) == "redis") and not any(key in given for key in _ADDRESS):
+        url, wrong = environment_url(environ)
+        mistakes += wrong
+        if url:
+            cache_type, given = "RedisCache", {**given, "CACHE_REDIS_URL": url}
+    settings = {
+        **DEFAULTS,
+        **given,
+        "CACHE_TYPE": "RedisCache" if cache_type and kind(cache_type) == "redis" else "SimpleCache",
+    }
+    return settings, mistakes + _impossible(settings)
+
+
+def environment_url(environ: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """The Redis URL that the environment names, and the mistakes in it.
+
+    Upstash's REST token is also the password of its database, which speaks the Redis protocol over TLS on port 6379 of
+    the same host (https://upstash.com/docs/redis/howto/connectclient).
+    """
+    rest_url = environ.get("UPSTASH_REDIS_REST_URL", "").strip()
+    token = environ.get("UPSTASH_REDIS_REST_TOKEN", "").strip()
+    if not rest_url and not token:
+        return environ.get("REDIS_URL", "").strip() or None, []
+    if not rest_url or not token:
+        return None, ["UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN go together: set both, or neither"]
+    try:
+        parts = urlsplit(rest_url)
+        host, port = parts.hostname, parts.port or (6379 if parts.scheme == "https" else 80)
+    except ValueError:
+        host, port = None, 0
+    if not host or parts.scheme not in ("http", "https") or parts.username or parts.password:
+        return None, ["UPSTASH_REDIS_REST_URL must look like https://NAME.upstash.io"]
+    scheme = "rediss" if parts.scheme == "https" else "redis"
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://default:{quote(token, safe='')}@{host}:{port}", []
+
+
+def _misspelt(given: Mapping[str, Any]) -> list[str]:
+    mistakes = []
+    for key in given:
+        if key not in DEFAULTS and kind(str(given.get("CACHE_TYPE", ""))) not in WHY_NOT:
+            close = difflib.get_close_matches(key, DEFAULTS, n=1)
+            hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+            mistakes.append(f"{PREFIX}{key} is not a setting of SimpleCache or RedisCache{hint}")
+    return mistakes
+
+
+def _impossible(settings: Mapping[str, Any]) -> list[str]:
+    """Mistakes in the values themselves. Passwords are never repeated."""
+    mistakes = []
+    url, threshold, port = (settings[key] for key in ("CACHE_REDIS_URL", "CACHE_THRESHOLD", "CACHE_REDIS_PORT"))
+    if url is not None and not (isinstance(url, str) and url.split("://")[0] in _SCHEMES and "://" in url):
+        mistakes.append("the Redis URL must begin with redis://, rediss:// or unix://")
+    if isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 1:
+        mistakes.append(f"{PREFIX}CACHE_THRESHOLD must be a whole number above 0, not {threshold!r}")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        mistakes.append(f"{PREFIX}CACHE_REDIS_PORT must be a port number, not {port!r}")
+    if not isinstance(settings["CACHE_OPTIONS"], dict | None):
+        mistakes.append(f"{PREFIX}CACHE_OPTIONS must be a dict of redis-py settings")
+    return mistakes

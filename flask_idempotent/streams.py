@@ -1,0 +1,70 @@
+"""A streamed response on its way to the client, recorded as it passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+class Recorder:
+    """Passes chunks on and keeps a copy of the first ``limit`` bytes.
+
+    When the body ends, ``done`` gets the copy, or None when the body was longer. A client that goes away early does not
+    end the work: the rest is read here, until the body ends or outgrows the limit. When the body raises, ``failed`` is
+    called.
+
+    :param body: chunks of bytes or str; closed with the recorder.
+    :param limit: bytes kept at most.
+    """
+
+    def __init__(
+        self, body: Iterable[Any], limit: int, done: Callable[[bytes | None], None], failed: Callable[[], object]
+    ) -> None:
+        self._body = body
+        self._chunks: Iterator[Any] = iter(body)
+        self._limit = limit
+        self._done = done
+        self._failed = failed
+        self._kept: list[bytes] | None = []
+        self._size = 0
+        self._settled = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            self._settle(complete=True)
+            raise
+        except BaseException:
+            self._settle(complete=False)
+            raise
+        data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
+        self._size += len(data)
+        if self._kept is not None:
+            self._kept.append(data)
+            if self._size > self._limit:
+                self._kept = None
+        return data
+
+    def close(self) -> None:
+        """Read what the client did not wait for, then close the body."""
+        try:
+            while not self._settled and self._kept is not None:
+                next(self, None)
+            self._settle(complete=True)
+        finally:
+            close = getattr(self._body, "close", None)
+            if close is not None:
+                close()
+
+    def _settle(self, *, complete: bool) -> None:
+        if self._settled:
+            return
+        self._settled = True
+        if complete:
+            self._done(None if self._kept is None else b"".join(self._kept))
+        else:
+            self._failed()

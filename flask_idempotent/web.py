@@ -1,0 +1,191 @@
+"""From a Flask request to key and fingerprint, and from a view's response to a stored one and back."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from flask import Flask, Request, Response
+from werkzeug.datastructures import Headers
+
+from .body import Body, is_form, read_body
+from .config import Settings
+from .core.digest import combine
+from .core.fingerprint import fingerprint
+from .core.key import InvalidKey, Scope, parse, storage_key
+from .core.record import StoredResponse
+from .errors import KeyInvalid
+
+OMITTED_HEADER: Final = "Idempotency-Replay"
+DEGRADED_HEADER: Final = "Idempotency-Degraded"
+STRIPE_V1: Final = "stripe-v1"
+
+# Hop-by-hop fields (RFC 9110, section 7.6.1), and those that are made anew for each response.
+_NOT_STORED: Final = frozenset(
+    "connection keep-alive proxy-connection te trailer transfer-encoding upgrade"
+    " set-cookie date server content-length".split()
+)
+_REFUSALS: Final = frozenset({401, 403, 408, 425, 429})
+WHOLE_REQUEST: Final = "the whole request"
+
+Principal = str | int | bytes | UUID | tuple[Any, ...] | None
+
+
+class Fate(Enum):
+    """What becomes of the record after a view has answered."""
+
+    KEEP = "keep"
+    FORGET = "forget"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request as the guard sees it.
+
+    :param key: the client's key.
+    :param digest: 32 bytes for the key within its scope.
+    :param storage_key: the name of its record.
+    :param fingerprint: 32 bytes for the request itself.
+    """
+
+    key: str
+    digest: bytes
+    storage_key: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """What a route reads differently.
+
+    :param key: called with the request, returns the key or None; instead of header and form field.
+    :param fingerprint: called with the request, returns bytes or str that stand for it; None: nothing does, and
+        whatever comes under a key is the same request. By default the whole request counts.
+    """
+
+    key: Callable[[Request], str | None] | None = None
+    fingerprint: Callable[[Request], bytes | str] | str | None = WHOLE_REQUEST
+
+
+def read(request: Request, app: Flask, settings: Settings, readers: Readers, principal: Principal) -> Incoming | None:
+    """Key, scope and fingerprint of a request; None when it has no key.
+
+    :param principal: who calls; None when nobody can tell, then the Authorization header counts as part of the request.
+    :raises KeyInvalid: there is a key, but it cannot be read.
+    """
+    body = None
+    if readers.key is not None:
+        raw = readers.key(request)
+    else:
+        raw = request.headers.get(settings.header)
+        if raw is None and is_form(request):
+            body = _body(request, settings)
+            raw = ", ".join(value for name, value in body.fields if name == settings.form_field) or None
+    if raw is None:
+        return None
+    try:
+        key = parse(raw, settings.max_key_length)
+    except InvalidKey as error:
+        raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
+    scope = Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
+    digest = scope.digest(key)
+    if readers.fingerprint == WHOLE_REQUEST:
+        credentials = b"" if principal is not None else request.headers.get("Authorization", "").encode()
+        body_digest = (body or _body(request, settings)).digest
+        mark = _fingerprint(request, settings, body_digest, credentials)
+    elif callable(readers.fingerprint):
+        told = readers.fingerprint(request)
+        mark = combine("told fingerprint 1", told.encode() if isinstance(told, str) else told)
+    else:
+        mark = combine("no fingerprint 1")
+    return Incoming(key, digest, storage_key(settings.key_prefix, digest), mark)
+
+
+def principal_bytes(principal: Principal) -> bytes:
+    """A principal in bytes that no other principal shares.
+
+    :raises TypeError: it is not made of str, int, bytes, UUID and tuples of these.
+    """
+    if principal is None:
+        return b""
+    if isinstance(principal, tuple):
+        return combine("principal tuple", *map(principal_bytes, principal))
+    if isinstance(principal, bool) or not isinstance(principal, str | int | bytes | UUID):
+        raise TypeError(
+            f"a principal must be a str, int, bytes, UUID or a tuple of these, not {type(principal).__name__}; "
+            "return the caller's id from the principal_loader"
+        )
+    raw = principal if isinstance(principal, bytes) else str(principal).encode()
+    return combine(f"principal {type(principal).__name__}", raw)
+
+
+def flask_login_user(app: Flask) -> str | None:
+    """The id of the user that Flask-Login has authenticated, where the app uses Flask-Login."""
+    login = sys.modules.get("flask_login")
+    if login is None or not hasattr(app, "login_manager"):
+        return None
+    user = login.current_user
+    return str(user.get_id()) if user.is_authenticated else None
+
+
+def _body(request: Request, settings: Settings) -> Body:
+    return read_body(request, settings.ignored_fields | {settings.form_field})
+
+
+def _place(request: Request, app: Flask) -> str:
+    """The path with its mount point; with the host where the app tells its routes apart by host."""
+    path = f"{request.root_path.rstrip('/')}{request.path}"
+    by_host = app.url_map.host_matching or app.subdomain_matching
+    return f"//{request.host}{path}" if by_host else path
+
+
+def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
+    return fingerprint(
+        query=(pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields),
+        content_type=request.mimetype,
+        body=body,
+        credentials=hashlib.sha256(credentials).digest() if credentials else b"",
+    )
+
+
+def fate(response: Response, save: Callable[[Response], bool | Fate] | str | None) -> Fate:
+    """What the outcome policy says about a response.
+
+    :param save: the route's own predicate, which may also name the fate; ``"stripe-v1"``; or None for the default.
+    """
+    status = response.status_code
+    if save == STRIPE_V1:
+        kept = status < 400 or status >= 500 or status == 402
+    elif callable(save):
+        said = save(response)
+        if isinstance(said, Fate):
+            return said
+        kept = said
+    else:
+        refused = status in _REFUSALS or (400 <= status < 500 and "Retry-After" in response.headers)
+        kept = status < 500 and not refused
+    if kept:
+        return Fate.KEEP
+    return Fate.FAIL if status >= 500 else Fate.FORGET
+
+
+def stored_headers(response: Response, settings: Settings) -> tuple[tuple[str, str], ...]:
+    """The headers that a replay repeats."""
+    dropped = _NOT_STORED | {settings.replay_header.lower()}
+    return tuple((name, value) for name, value in response.headers if name.lower() not in dropped)
+
+
+def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
+    """The stored answer again, marked as a replay."""
+    response = app.response_class(stored.body or b"", status=stored.status)
+    response.headers = Headers(stored.headers)
+    response.headers[settings.replay_header] = "true"
+    if stored.body is None:
+        response.headers[OMITTED_HEADER] = "omitted"
+    return response

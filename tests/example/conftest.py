@@ -1,0 +1,88 @@
+"""A sandbox on its socket, the real client for it, and a clock that the tests move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import stripe
+
+from example_app.sandbox import Sandbox
+
+PARAMS: dict[str, Any] = {
+    "mode": "payment",
+    "line_items": [
+        {
+            "price_data": {"currency": "eur", "unit_amount": 1800, "product_data": {"name": "Mug"}},
+            "quantity": 2,
+        }
+    ],
+    "success_url": "http://127.0.0.1:5000/orders/1?session={CHECKOUT_SESSION_ID}",
+    "cancel_url": "http://127.0.0.1:5000/products/mug",
+}
+
+
+class Clock:
+    """Seconds since the epoch, as far as the test says."""
+
+    def __init__(self, now: float = 1_800_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(clock: Clock) -> Iterator[Sandbox]:
+    with Sandbox(clock=clock) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., stripe.StripeClient]]:
+    """Build real clients for a sandbox, and close their connections in the end."""
+    transports: list[stripe.RequestsClient] = []
+
+    def connect(url: str, key: str = "sk_test_sandbox", retries: int = 0) -> stripe.StripeClient:
+        transports.append(stripe.RequestsClient(timeout=(3, 10)))
+        return stripe.StripeClient(
+            key, base_addresses={"api": url}, http_client=transports[-1], max_network_retries=retries
+        )
+
+    yield connect
+    for transport in transports:
+        transport.close()
+
+
+@pytest.fixture
+def client(sandbox: Sandbox, connect: Callable[..., stripe.StripeClient]) -> stripe.StripeClient:
+    return connect(sandbox.url)
+
+
+@pytest.fixture
+def params() -> dict[str, Any]:
+    """Parameters of a session that is accepted, for the test to change."""
+    return {**PARAMS, "line_items": [{**line} for line in PARAMS["line_items"]]}
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Poll until a condition holds; fail the test when it does not within five seconds."""
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true in time"
+            time.sleep(0.005)
+
+    return wait_until
