@@ -4,9 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-REDIS = ["redis>=5.2"]
-STRIPE = ["stripe>=14.0", "requests>=2.32.2"]
-EXAMPLE = [*REDIS, *STRIPE, "flask-sqlalchemy>=3.1", "sqlalchemy>=2.0.30"]
+REDIS = ["redis>=5.2.0"]
+STRIPE = ["stripe>=14.0.0", "requests>=2.32.2"]
+EXAMPLE = [*REDIS, *STRIPE, "flask-sqlalchemy>=3.1.1", "sqlalchemy>=2.0.30"]
 
 setup(
     name="flask-idempotency",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, ParamSpec, overload
@@ -23,6 +24,8 @@ from .core.store import StoreError
 from .state import app_state
 from .streams import Recorder
 from .web import Fate, Incoming, Readers
+
+log = logging.getLogger("flask_idempotent")
 
 P = ParamSpec("P")
 Call = Callable[[], ResponseReturnValue]
@@ -148,6 +151,8 @@ def _begin(guard: Guard, incoming: Incoming, settings: Settings) -> Run | Unprot
     try:
         return guard.begin(incoming.storage_key, incoming.fingerprint, settings.terms)
     except (StoreError, NewerRecord) as error:
+        if not getattr(error, "outage", False):  # the store logs its outages, once
+            log.error("idempotency: a request was refused: %s", error)
         raise errors.StoreUnavailable(retry_after=RETRY_AFTER, docs_url=settings.docs_url) from error
     except UnreadableRecord as error:
         raise errors.RecordUnreadable(docs_url=settings.docs_url) from error

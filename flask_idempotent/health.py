@@ -31,6 +31,8 @@ def check(state: AppState) -> dict[str, Any]:
     if report.outage is None:
         where = "Redis" if report.redis_available else "the memory of this process"
         status, message = HEALTHY, f"Outcomes are kept in {where}."
+    elif report.refused:
+        status, message = UNHEALTHY, "Redis refuses this client; new requests with a key are refused. See the log."
     elif state.settings.on_outage is OnOutage.REJECT:
         status, message = UNHEALTHY, "Redis cannot be used, and new requests with a key are refused until it can."
     elif state.settings.on_outage is OnOutage.EXECUTE:

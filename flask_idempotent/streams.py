@@ -20,6 +20,7 @@ class Recorder:
     def __init__(
         self, body: Iterable[Any], limit: int, done: Callable[[bytes | None], None], failed: Callable[[], object]
     ) -> None:
+        self._settled = False
         self._body = body
         self._chunks: Iterator[Any] = iter(body)
         self._limit = limit
@@ -27,7 +28,6 @@ class Recorder:
         self._failed = failed
         self._kept: list[bytes] | None = []
         self._size = 0
-        self._settled = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -59,6 +59,11 @@ class Recorder:
             close = getattr(self._body, "close", None)
             if close is not None:
                 close()
+
+    def __del__(self) -> None:
+        """A response whose body was replaced after the view is never closed; its outcome still counts."""
+        if not self._settled:
+            self.close()
 
     def _settle(self, *, complete: bool) -> None:
         if self._settled:

@@ -110,6 +110,7 @@ class Report:
     :param redis_available: whether Redis answers; False where none is configured.
     :param in_memory_size: number of live records held in this process.
     :param outage: why the configured Redis cannot be used, for an operator; None when all is well.
+    :param refused: Redis is there but refuses this client, so that requests with a key are refused, too.
     :param waiting: number of records that will be written to Redis when it is back.
     """
 
@@ -117,6 +118,7 @@ class Report:
     redis_available: bool = False
     in_memory_size: int = 0
     outage: str | None = None
+    refused: bool = False
     waiting: int = 0
 
 

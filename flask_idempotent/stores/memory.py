@@ -6,7 +6,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from flask import Flask
 from flask_caching.backends.simplecache import SimpleCache
@@ -14,6 +14,8 @@ from flask_caching.backends.simplecache import SimpleCache
 from ..core.machine import Change, Effect, Event, transition
 from ..core.record import State
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreFull, TimedOut
+
+DROP_CANDIDATES: Final = 16
 
 
 def steady_clock() -> Callable[[], int]:
@@ -33,6 +35,7 @@ class RecordCache(SimpleCache):
     def __init__(self, threshold: int) -> None:
         super().__init__(threshold=threshold, default_timeout=0)
         self.lock = self._lock
+        self.may_drop: Callable[[str, bytes], bool] = lambda _key, _record: False
         self._by_expiry: list[tuple[int, str]] = []
 
     @classmethod
@@ -52,7 +55,7 @@ class RecordCache(SimpleCache):
         """
         if key not in self._cache:
             self.drop_expired(now)
-            if len(self._cache) >= self._threshold:
+            if len(self._cache) >= self._threshold and not self._drop_one():
                 raise StoreFull(
                     f"the memory store holds its limit of {self._threshold} records; raise "
                     "IDEMPOTENCY_CACHE_THRESHOLD, shorten IDEMPOTENCY_TTL or use Redis"
@@ -70,6 +73,20 @@ class RecordCache(SimpleCache):
             expires, key = heapq.heappop(self._by_expiry)
             if self._cache.get(key, (None, None))[0] == expires:
                 del self._cache[key]
+
+    def _drop_one(self) -> bool:
+        """Make room at the expense of a record that ``may_drop`` gives up, among those that expire soonest."""
+        soonest = [heapq.heappop(self._by_expiry) for _ in range(min(DROP_CANDIDATES, len(self._by_expiry)))]
+        dropped = False
+        for expires, key in soonest:
+            current, record = self._cache.get(key, (None, None))
+            if current != expires:
+                continue
+            if not dropped and self.may_drop(key, record):
+                dropped = self.remove(key)
+            else:
+                heapq.heappush(self._by_expiry, (expires, key))
+        return dropped
 
     def remove(self, key: str) -> bool:
         """Take a key out, live or not; hold the lock."""
@@ -164,6 +181,10 @@ class MemoryStore:
             self._backend.remove(key)
             self._wake(key)
             return live
+
+    def allow_dropping(self, may_drop: Callable[[str, bytes], bool]) -> None:
+        """When full, give up records for which ``may_drop(key, record)`` is true instead of refusing new keys."""
+        self._backend.may_drop = may_drop
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`."""

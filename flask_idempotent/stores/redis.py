@@ -172,7 +172,7 @@ class RedisStore:
         try:
             self.ping()
         except StoreError as error:
-            return Report(cache_type="redis", outage=str(error))
+            return Report(cache_type="redis", outage=str(error), refused=not error.outage)
         return Report(cache_type="redis", redis_available=True)
 
     def _run(self, name: str, key: str, *args: bytes | int) -> Any:

@@ -34,6 +34,7 @@ class TieredStore:
         self._shared = shared
         self._breaker = Breaker(self._recover)
         self._owed: dict[str, Claim | None] = {}  # what Redis has missed, by key; None for a plain value
+        local.allow_dropping(self._is_copy)
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
@@ -114,7 +115,7 @@ class TieredStore:
             self._ask(self._shared.ping)
         except StoreError as error:
             outage = self._breaker.reason or str(error)
-            return replace(report, outage=outage, waiting=len(self._owed))
+            return replace(report, outage=outage, refused=not error.outage, waiting=len(self._owed))
         return replace(report, cache_type="redis", redis_available=True, waiting=len(self._owed))
 
     def _settle(self, claim: Claim, mine: Claimed, theirs: Claimed | Found) -> Claimed | Found:
@@ -149,6 +150,10 @@ class TieredStore:
             key, claim = (what, None) if isinstance(what, str) else (what.key, what)
             self._owe(key, claim)
             return otherwise
+
+    def _is_copy(self, key: str, record: bytes) -> bool:
+        """Whether a full local tier may drop a record: it is settled, and Redis has it, too."""
+        return record[1:2] != State.PENDING.value and key not in self._owed
 
     def _owe(self, key: str, claim: Claim | None) -> None:
         self._owed[key] = claim
