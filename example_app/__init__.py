@@ -46,8 +46,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         ``IDEMPOTENCY_*``, and any of Flask's own.
     """
     app = Flask(__name__)
-    app.config["SQLALCHEMY_DATABASE_URI"] = os.environ.get("DATABASE_URL") or DEFAULT_DATABASE
-    app.config.update(config or {})
+    app.config.from_mapping(
+        SQLALCHEMY_DATABASE_URI=os.environ.get("DATABASE_URL") or DEFAULT_DATABASE,
+        STRIPE_API_KEY=os.environ.get("STRIPE_API_KEY"),
+    )
+    app.config.from_mapping(config or {})
     db.init_app(app)
     create_tables(app)
     idempotency.init_app(app)

@@ -46,7 +46,7 @@ WORDINGS: Mapping[Status, Wording] = MappingProxyType(
         ),
     }
 )
-STALE_NOTE = "The payment service does not answer right now. This is the last status we know."
+STALE_NOTE = "The payment service has no answer right now. This is the last status we know."
 
 
 @shop.get("/")
@@ -61,9 +61,14 @@ def show_product(slug: str) -> str:
     product = PRODUCTS.get(slug)
     if product is None:
         raise NotFound
-    cancelled = request.args.get("checkout") == "cancelled"
+    quantity = request.args.get("quantity", 1, type=int)
     return render_template(
-        "product.html", product=product, currency=CURRENCY, max_quantity=MAX_QUANTITY, cancelled=cancelled
+        "product.html",
+        product=product,
+        currency=CURRENCY,
+        quantity=min(max(quantity, 1), MAX_QUANTITY),
+        max_quantity=MAX_QUANTITY,
+        cancelled=request.args.get("checkout") == "cancelled",
     )
 
 

@@ -6,7 +6,9 @@ The request says what and how many; the server says what it costs. A refusal com
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -28,11 +30,13 @@ MAX_URL = 2000  # characters
 # Stripe forgets an idempotency key after 24 hours; a retry after that would open a second session for one order.
 RESUMABLE_SECONDS = 23 * 60 * 60
 
-OVER = {
-    Status.PAID: "You have paid for this order already. Press Buy again only if you want another one.",
-    Status.EXPIRED: "This checkout has expired and nothing was charged. Press Buy again to start a new one.",
-    Status.FAILED: "The payment of this order did not match it. Please contact the shop before you try again.",
-}
+OVER: Mapping[Status, str] = MappingProxyType(
+    {
+        Status.PAID: "You have paid for this order already. Press Buy again only if you want another one.",
+        Status.EXPIRED: "This checkout has expired and nothing was charged. Press Buy again to start a new one.",
+        Status.FAILED: "The payment of this order did not match it. Please contact the shop before you try again.",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,14 @@ def read_cart(payload: Any, shop_url: str) -> Cart:
 
 def place(order_id: str, cart: Cart) -> Order:
     """Write the order of a cart and commit it, or return the one that an earlier attempt wrote."""
-    first = cart.items[0][0]
+    first, quantity = cart.items[0]
     return orders.insert_or_get(
         order_id,
         [Item(product.slug, product.name, product.tagline, product.price, count) for product, count in cart.items],
         currency=CURRENCY,
         success_url=url_for("shop.show_order", order_id=order_id, _external=True),
         cancel_url=cart.return_url
-        or url_for("shop.show_product", slug=first.slug, checkout="cancelled", _external=True),
+        or url_for("shop.show_product", slug=first.slug, quantity=quantity, checkout="cancelled", _external=True),
         now=time.time(),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 from flask import has_request_context, request
@@ -16,22 +16,31 @@ from .core.digest import combine
 _ACTIVE: Final = "flask_idempotent.active"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Active:
     """The protection of one running request; see :data:`current_idempotency`.
 
     :param key: the client's key; None when the request has none and the view runs unprotected.
     :param attempt: 1, or more when an earlier attempt under this key failed or its worker died.
+    :param stored: whether the view's outcome is to be stored; see :meth:`do_not_store`.
     """
 
     key: str | None
     attempt: int
     _seed: bytes
+    stored: bool = field(default=True, init=False)
 
     @classmethod
     def without_key(cls) -> Active:
         """For a request that shares nothing with its retries: its derived keys are its own."""
         return cls(None, 1, secrets.token_bytes(32))
+
+    def do_not_store(self) -> None:
+        """Do not keep the outcome of this request: its key is free again when the view has answered.
+
+        For an answer that stands for nothing done, whatever its status. A failure (5xx) is noted all the same.
+        """
+        self.stored = False
 
     def derive(self, purpose: str) -> str:
         """A key for another system that is the same for every retry of this request.

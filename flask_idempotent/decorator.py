@@ -182,9 +182,12 @@ class _Execution:
     def run(self, incoming: Incoming, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
         try:
-            with activated(Active(incoming.key, self._run.claim.attempt, _seed(incoming))):
+            active = Active(incoming.key, self._run.claim.attempt, _seed(incoming))
+            with activated(active):
                 response = self._respond(call)
             fate = web.fate(response, self._route.save)
+            if fate is Fate.KEEP and not active.stored:
+                fate = Fate.FORGET
             ttl_ms = self._ttl_ms(response)
         except BaseException:
             self._guard.fail(self._run)

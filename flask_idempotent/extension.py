@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from flask import Flask, current_app, has_app_context, request
 from flask_caching import Cache
 
-from . import health
+from . import health, signals
 from .body import close_spool
 from .config import ConfigurationError, read_settings
-from .core.guard import Guard, Outcome
+from .core.guard import Guard, Occurrence
 from .decorator import COVERED
+from .forms import idempotency_field
 from .state import EXTENSION, AppState
 from .stores import lent_backend, open_store, own_backend
 from .stores.source import read_source
@@ -23,8 +25,6 @@ from .web import Principal, flask_login_user
 
 log = logging.getLogger("flask_idempotent")
 Loader = TypeVar("Loader", bound=Callable[[], Principal])
-
-_LEVELS = {Outcome.LOST_LEASE: logging.WARNING, Outcome.UNRECORDED: logging.ERROR, Outcome.UNPROTECTED: logging.WARNING}
 
 
 class Idempotency:
@@ -41,6 +41,7 @@ class Idempotency:
     def __init__(self, app: Flask | None = None, *, cache: Cache | None = None) -> None:
         self._cache = cache
         self._loader: Callable[[], Principal] | None = None
+        self._scope_is_logged = False
         self._states: WeakKeyDictionary[Flask, AppState] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
@@ -65,8 +66,9 @@ class Idempotency:
             raise ConfigurationError([*mistakes, *wrong])
         backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
         store = open_store(backend, settings)
-        self._states[app] = AppState(settings, store, Guard(store, _observe), self._principal)
+        self._states[app] = AppState(settings, store, Guard(store, _observer(app)), self._principal)
         app.extensions[EXTENSION] = self
+        app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         app.before_request(_refuse_wrong_order)
         app.teardown_request(_close_body)
 
@@ -117,16 +119,39 @@ class Idempotency:
         return self.state_of(app)
 
     def _principal(self) -> Principal:
+        if not self._scope_is_logged:
+            self._log_scope()
         if self._loader is not None:
             return self._loader()
         return flask_login_user(current_app)
 
+    def _log_scope(self) -> None:
+        """Once, with the first guarded request: by then a loader has had its chance to be set."""
+        self._scope_is_logged = True
+        if self._loader is not None:
+            log.info("idempotency: keys are separate per caller, by the principal_loader")
+        elif hasattr(current_app, "login_manager"):
+            log.info("idempotency: keys are separate per caller, by Flask-Login's user")
+        else:
+            log.log(
+                logging.WARNING
+                if current_app.secret_key
+                else logging.INFO,  # with sessions, users may be known by a cookie
+                "idempotency: nothing tells callers apart but their Authorization header; an app that knows its users "
+                "by a cookie alone must set @idempotency.principal_loader",
+            )
 
-def _observe(outcome: Outcome, key: str, error: Exception | None) -> None:
-    level = _LEVELS.get(outcome, logging.DEBUG)
-    if log.isEnabledFor(level):
-        extra = {"idempotency_outcome": outcome.value, "idempotency_key": key}
-        log.log(level, "idempotency: %s%s", outcome.value, f": {error}" if error else "", extra=extra)
+
+def _observer(app: Flask) -> Callable[[Occurrence], None]:
+    """Reports what happens on an app, without keeping the app alive."""
+    reference = ref(app)
+
+    def observe(event: Occurrence) -> None:
+        alive = reference()
+        if alive is not None:
+            signals.report(alive, event)
+
+    return observe
 
 
 def _refuse_wrong_order() -> None:

@@ -30,6 +30,8 @@ _NOT_STORED: Final = frozenset(
     "connection keep-alive proxy-connection te trailer transfer-encoding upgrade"
     " set-cookie date server content-length".split()
 )
+# Fields that choose which part or version of a resource is meant: with others, it is another request.
+_SELECTORS: Final = ("Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since")
 _REFUSALS: Final = frozenset({401, 403, 408, 425, 429})
 WHOLE_REQUEST: Final = "the whole request"
 
@@ -146,7 +148,9 @@ def _place(request: Request, app: Flask) -> str:
 
 
 def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
+    selectors = [(name, request.headers[name]) for name in _SELECTORS if name in request.headers]
     return fingerprint(
+        selectors=selectors,
         query=(pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields),
         content_type=request.mimetype,
         body=body,

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sandbox = Sandbox(port=port)
     except (OSError, OverflowError) as error:
-        sys.exit(f"The sandbox cannot listen on port {port}: {error}.")
+        sys.exit(f"The sandbox cannot listen on port {port}: {getattr(error, 'strerror', None) or error}.")
     with stop_signals() as wait, sandbox:
         print(f"Stripe sandbox on {sandbox.url} (any key that begins with sk_test_)", flush=True)
         wait()

@@ -22,16 +22,26 @@ _MARK: Final = "\x00"
 _ESCAPED_MARK: Final = "\\u0000"
 
 
-def fingerprint(*, query: Iterable[tuple[str, str]], content_type: str, body: bytes, credentials: bytes = b"") -> bytes:
+def fingerprint(
+    *,
+    query: Iterable[tuple[str, str]],
+    content_type: str,
+    body: bytes,
+    credentials: bytes = b"",
+    selectors: Iterable[tuple[str, str]] = (),
+) -> bytes:
     """The digest of a request.
 
     :param query: the query's name and value pairs, in any order.
     :param content_type: media type without parameters.
     :param body: the body in a canonical form, from :func:`json_body`, :func:`form_body` or :func:`raw_body`.
     :param credentials: stands for the caller where nothing else does.
+    :param selectors: the conditional and range headers (RFC 9110, sections 13 and 14) of the request.
     :return: 32 bytes.
     """
-    return combine("request fingerprint 1", pairs(query), content_type.lower().encode(), body, credentials)
+    return combine(
+        "request fingerprint 1", pairs(query), content_type.lower().encode(), body, credentials, pairs(selectors)
+    )
 
 
 def pairs(items: Iterable[tuple[str, str]]) -> bytes:

@@ -30,6 +30,20 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Occurrence:
+    """Something that an observer may want to know.
+
+    :param outcome: what happened.
+    :param key: the storage key, which is hashed.
+    :param error: why an outcome could not be stored, for UNRECORDED.
+    """
+
+    outcome: Outcome
+    key: str
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """The caller holds the key and must end it with finish, fail or forget."""
 
@@ -48,20 +62,20 @@ class Guard:
     """Begins and ends requests.
 
     :param store: where the records are.
-    :param observe: called with each outcome, the storage key, and the error for UNRECORDED.
+    :param observe: called with each occurrence.
     :param token: makes 16 unpredictable bytes.
     """
 
     def __init__(
         self,
         store: Store,
-        observe: Callable[[Outcome, str, Exception | None], None],
+        observe: Callable[[Occurrence], None],
         token: Callable[[], bytes] = lambda: secrets.token_bytes(OWNER_SIZE),
     ) -> None:
         self._store = store
         self._observe = observe
         self._token = token
-        self._heartbeat = Heartbeat(store, lambda claim: observe(Outcome.LOST_LEASE, claim.key, None))
+        self._heartbeat = Heartbeat(store, lambda claim: observe(Occurrence(Outcome.LOST_LEASE, claim.key)))
 
     def begin(self, key: str, fingerprint: bytes, terms: Terms) -> Run | Unprotected | Verdict:
         """Take the key, or say why the view must not run. A duplicate waits here, for ``terms.wait_ms`` at most.
@@ -76,15 +90,15 @@ class Guard:
         except StoreError:
             if terms.on_outage is not OnOutage.EXECUTE:
                 raise
-            self._observe(Outcome.UNPROTECTED, key, None)
+            self._observe(Occurrence(Outcome.UNPROTECTED, key))
             return Unprotected()
         if isinstance(answer, Claimed):
             claim = replace(claim, attempt=answer.attempt)
             self._heartbeat.add(claim)
-            self._observe(Outcome.CLAIMED, key, None)
+            self._observe(Occurrence(Outcome.CLAIMED, key))
             return Run(claim)
         verdict = self._wait(answer, claim)
-        self._observe(_NAMES[type(verdict)], key, None)
+        self._observe(Occurrence(_NAMES[type(verdict)], key))
         return verdict
 
     def _wait(self, found: Found, claim: Claim) -> Verdict:
@@ -122,7 +136,7 @@ class Guard:
         try:
             written = write()
         except StoreError as error:
-            self._observe(Outcome.UNRECORDED, claim.key, error)
+            self._observe(Occurrence(Outcome.UNRECORDED, claim.key, error))
             return False
-        self._observe(outcome if written else Outcome.LOST_LEASE, claim.key, None)
+        self._observe(Occurrence(outcome if written else Outcome.LOST_LEASE, claim.key))
         return written

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import stripe
+from flask import Flask
+from flask.testing import FlaskClient
 
+from example_app import create_app
+from example_app.orders import db
 from example_app.sandbox import Sandbox
 
 PARAMS: dict[str, Any] = {
@@ -43,7 +48,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def sandbox(clock: Clock) -> Iterator[Sandbox]:
+def sandbox(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    monkeypatch.setattr("example_app.serving.POLL_SECONDS", 0.005)  # hundreds of servers are stopped here
     with Sandbox(clock=clock) as sandbox:
         yield sandbox
 
@@ -86,3 +92,42 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.005)
 
     return wait_until
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away whatever the machine says about databases, Redis and Stripe."""
+    for name in ("DATABASE_URL", "PORT", "REDIS_URL", "STRIPE_API_BASE", "STRIPE_API_KEY", "UPSTASH_REDIS_REST_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def open_shop(tmp_path: Path, sandbox: Sandbox, bare_environment: None) -> Iterator[Callable[..., Flask]]:
+    """Build shops over one database file and one sandbox; called twice, it is the shop after a restart."""
+    shops: list[Flask] = []
+
+    def open_shop(**config: Any) -> Flask:
+        settings = {
+            "TESTING": True,
+            "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'shop.db'}",
+            "STRIPE_API_KEY": "sk_test_sandbox",
+            "STRIPE_API_BASE": sandbox.url,
+        }
+        shops.append(create_app({**settings, **config}))
+        return shops[-1]
+
+    yield open_shop
+    for shop in shops:
+        with shop.app_context():
+            db.session.remove()
+            db.engine.dispose()
+
+
+@pytest.fixture
+def shop(open_shop: Callable[..., Flask]) -> Flask:
+    return open_shop()
+
+
+@pytest.fixture
+def browser(shop: Flask) -> FlaskClient:
+    return shop.test_client()
