@@ -16,9 +16,9 @@ from redis.retry import Retry
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, Head, State, read_head
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
+from .wakeups import Wakeups
 
 POOL_SIZE: Final = 32
-POLL_MS: Final = 25
 # What a lent or a configured client may pass on to ours; the rest (timeouts, retries, caches, notification handlers) is
 # for this store to decide.
 _INHERITED: Final = frozenset(
@@ -84,6 +84,7 @@ class RedisStore:
 
     def __init__(self, client: Redis) -> None:
         self._client = client
+        self._wakeups = Wakeups(client)
         self._scripts = {name: client.register_script(text) for name, text in scripts.TEXTS.items()}
 
     def claim(self, claim: Claim) -> Claimed | Found:
@@ -118,18 +119,19 @@ class RedisStore:
         return bool(self._run("forget", claim.key, claim.owner))
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
-        """See :class:`~flask_idempotent.core.store.Store`. Reads again every 25 ms."""
+        """See :class:`~flask_idempotent.core.store.Store`. Listens first, then reads, so that no change is missed."""
         deadline = time.monotonic() + timeout_ms / 1000
-        while True:
-            now, record = self._read("peek", key)
-            if not record:
-                return Gone()
-            if record[1:2] != State.PENDING.value:
-                return Found(record, now)
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return TimedOut()
-            time.sleep(min(left, POLL_MS / 1000))
+        with self._wakeups.listening(key, timeout_ms / 1000) as ear:
+            while True:
+                now, record = self._read("peek", key)
+                if not record:
+                    return Gone()
+                if record[1:2] != State.PENDING.value:
+                    return Found(record, now)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return TimedOut()
+                ear.wait(left)
 
     def restore(self, key: str, record: bytes, ttl_ms: int, lease_ms: int) -> Restored:
         """Write back what this process decided while Redis was away.

@@ -57,14 +57,18 @@ end
 return 1
 """
 
-_COMPLETE: Final = """
+# Those who wait listen on the channel of the record's key. A user without rights to it must not undo the write: pcall.
+_WAKE: Final = "redis.pcall('PUBLISH', KEYS[1], '')"
+
+_COMPLETE: Final = f"""
 local mine, head, payload, ttl = unpack(ARGV)
 if record and (owner ~= mine or state == 'F') then return 0 end
 if state ~= 'D' then redis.call('SET', KEYS[1], head .. at(now + ttl) .. payload, 'PX', ttl) end
+{_WAKE}
 return 1
 """
 
-_FAIL: Final = """
+_FAIL: Final = f"""
 local mine, head, ttl = unpack(ARGV)
 if record and (owner ~= mine or state == 'D') then return 0 end
 if not record then
@@ -72,13 +76,15 @@ if not record then
 elseif state == 'P' then
   redis.call('SET', KEYS[1], head .. at(now), 'KEEPTTL')
 end
+{_WAKE}
 return 1
 """
 
-_FORGET: Final = """
+_FORGET: Final = f"""
 if not record then return 1 end
 if owner ~= ARGV[1] or state ~= 'P' then return 0 end
 redis.call('DEL', KEYS[1])
+{_WAKE}
 return 1
 """
 

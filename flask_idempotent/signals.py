@@ -1,0 +1,70 @@
+"""One blinker signal and one log record per outcome of a request.
+
+A receiver gets the app as the sender and ``event``, an :class:`~flask_idempotent.core.guard.Occurrence`::
+
+    @signals.replayed.connect_via(app)
+    def count(app, event): ...
+
+A receiver runs inside the request, or for ``lost_lease`` in the heartbeat's thread. What it raises is logged and goes
+no further: an observer must not decide about a payment.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from blinker import Namespace, Signal
+from flask import Flask
+
+from .core.guard import Occurrence, Outcome
+
+log = logging.getLogger("flask_idempotent")
+
+_signals = Namespace()
+
+claimed: Final = _signals.signal("idempotency-claimed", "The view is about to run.")
+replayed: Final = _signals.signal("idempotency-replayed", "A stored outcome was given again.")
+busy: Final = _signals.signal("idempotency-busy", "The first request with the key is still running.")
+mismatched: Final = _signals.signal("idempotency-mismatched", "The key belongs to another request.")
+outcome_unknown: Final = _signals.signal("idempotency-outcome-unknown", "The worker died; the route does not guess.")
+completed: Final = _signals.signal("idempotency-completed", "An outcome was stored.")
+failed: Final = _signals.signal("idempotency-failed", "The view failed; the same request may run again.")
+released: Final = _signals.signal("idempotency-released", "The request was refused, and its key is free again.")
+lost_lease: Final = _signals.signal("idempotency-lost-lease", "Another worker has taken the key over.")
+unprotected: Final = _signals.signal("idempotency-unprotected", "The view runs without the store.")
+unrecorded: Final = _signals.signal("idempotency-unrecorded", "The outcome could not be stored.")
+
+_BY_OUTCOME: Final[dict[Outcome, Signal]] = {
+    Outcome.CLAIMED: claimed,
+    Outcome.REPLAYED: replayed,
+    Outcome.BUSY: busy,
+    Outcome.MISMATCHED: mismatched,
+    Outcome.UNKNOWN: outcome_unknown,
+    Outcome.COMPLETED: completed,
+    Outcome.FAILED: failed,
+    Outcome.RELEASED: released,
+    Outcome.LOST_LEASE: lost_lease,
+    Outcome.UNPROTECTED: unprotected,
+    Outcome.UNRECORDED: unrecorded,
+}
+_LEVELS: Final = {
+    Outcome.LOST_LEASE: logging.WARNING,
+    Outcome.UNPROTECTED: logging.WARNING,
+    Outcome.UNRECORDED: logging.ERROR,
+}
+
+
+def report(app: Flask, event: Occurrence) -> None:
+    """Log what became of a request, and tell the receivers. The log record carries the hashed key in ``extra``."""
+    level = _LEVELS.get(event.outcome, logging.DEBUG)
+    if log.isEnabledFor(level):
+        extra = {"idempotency_outcome": event.outcome.value, "idempotency_key": event.key}
+        log.log(level, "idempotency: %s%s", event.outcome.value, f": {event.error}" if event.error else "", extra=extra)
+    signal = _BY_OUTCOME[event.outcome]
+    if not signal.receivers:
+        return
+    try:
+        signal.send(app, event=event)
+    except Exception:
+        log.exception("idempotency: a receiver of %s failed", event.outcome.value)

@@ -1,0 +1,159 @@
+"""How a waiting request hears that another one has ended: pub/sub over one connection per process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from redis import Redis, exceptions
+
+log = logging.getLogger("flask_idempotent")
+
+IDLE_SECONDS: Final = 30.0  # after which the connection is given back
+SAFETY_SECONDS: Final = 1.0  # between two reads of one who listens, should a message be lost
+POLL_SECONDS: Final = 0.025  # between two reads of one who cannot listen
+RETRY_SECONDS: Final = 5.0  # after which pub/sub is tried again where it failed
+
+
+class Ear:
+    """One waiting request."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()  # the server has confirmed the subscription, or there will be none
+        self.changed = threading.Event()
+        self.hears = False
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a change, at most until it is wise to look again anyway."""
+        self.changed.wait(min(seconds, SAFETY_SECONDS if self.hears else POLL_SECONDS))
+        self.changed.clear()
+
+
+class Wakeups:
+    """Subscribes to the keys that are waited for. The record's key is the name of its channel.
+
+    One thread per process owns the subscribed connection and is the only one to use it; it starts with the first who
+    waits, after any fork, and ends when nobody has waited for a while. Where pub/sub fails or is forbidden, those who
+    wait look for themselves.
+
+    :param client: gives the connection.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._ears: dict[str, set[Ear]] = {}
+        self._subscribed: set[str] = set()
+        self._pid = 0
+        self._broken_until = 0.0
+        self._bell: socket.socket | None = None
+
+    @contextmanager
+    def listening(self, key: str, timeout: float) -> Iterator[Ear]:
+        """Listen to a key. On entry the subscription stands, or the ear knows that it hears nothing.
+
+        :param timeout: seconds to wait for the subscription.
+        """
+        ear = Ear()
+        with self._lock:
+            self._ears.setdefault(key, set()).add(ear)
+            if self._pid == os.getpid() and key in self._subscribed:
+                ear.hears = True
+            elif time.monotonic() >= self._broken_until:
+                self._call()
+                ear.hears = True
+            if key in self._subscribed or not ear.hears:
+                ear.ready.set()
+        try:
+            ear.hears = ear.ready.wait(timeout) and ear.hears
+            yield ear
+        finally:
+            with self._lock:
+                ears = self._ears[key]
+                ears.discard(ear)
+                if not ears:
+                    del self._ears[key]
+
+    def _call(self) -> None:
+        """Have the thread look at what is wanted; hold the lock."""
+        if self._pid != os.getpid():
+            self._pid, self._subscribed = os.getpid(), set()
+            self._bell, rings = socket.socketpair()
+            self._bell.setblocking(False)
+            rings.setblocking(False)
+            threading.Thread(target=self._run, args=(rings,), name="idempotency-wakeups", daemon=True).start()
+        if self._bell is not None:
+            with suppress(BlockingIOError):  # it rings already
+                self._bell.send(b"!")
+
+    def _run(self, bell: socket.socket) -> None:
+        pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
+        try:
+            with selectors.DefaultSelector() as selector, pubsub:
+                selector.register(bell, selectors.EVENT_READ)
+                self._serve(pubsub, selector, bell)
+        except (exceptions.RedisError, OSError) as error:
+            log.info("idempotency: no wake-ups from Redis, those who wait look for themselves: %s", error)
+            with self._lock:
+                self._broken_until = time.monotonic() + RETRY_SECONDS
+                self._end()
+        finally:
+            bell.close()
+
+    def _serve(self, pubsub: Any, selector: selectors.BaseSelector, bell: socket.socket) -> None:
+        asked: set[str] = set()
+        heard = None  # the socket of the subscribed connection
+        while True:
+            rung = bool(selector.select(IDLE_SECONDS))
+            with suppress(BlockingIOError):
+                bell.recv(4096)
+            with self._lock:
+                wanted = set(self._ears)
+                if not wanted and not rung:
+                    self._end()
+                    return
+                self._subscribed &= wanted
+            if old := asked - wanted:
+                pubsub.unsubscribe(*old)
+            if new := wanted - asked:
+                pubsub.subscribe(*new)
+            asked = wanted
+            while pubsub.subscribed and (message := pubsub.get_message(timeout=0)):
+                self._hear(message)
+            now = getattr(pubsub.connection, "_sock", None)
+            if heard is None and now is not None:
+                heard = now
+                selector.register(heard, selectors.EVENT_READ)
+            if now is not heard:  # the client has connected anew: messages may have passed unheard
+                raise exceptions.ConnectionError("the subscribed connection was lost")
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        key = message["channel"].decode()
+        with self._lock:
+            ears = self._ears.get(key, ())
+            if message["type"] == "subscribe" and ears:
+                self._subscribed.add(key)
+                for ear in ears:
+                    ear.ready.set()
+            elif message["type"] == "message":
+                for ear in ears:
+                    ear.changed.set()
+
+    def _end(self) -> None:
+        """The thread is about to end: nobody hears any more; hold the lock."""
+        self._pid, self._subscribed = 0, set()
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+        for ears in self._ears.values():
+            for ear in ears:
+                ear.hears = False
+                ear.ready.set()
+                ear.changed.set()
