@@ -14,6 +14,7 @@ from werkzeug.exceptions import InternalServerError, NotFound
 
 from flask_idempotent import Idempotency, create_blueprint
 
+from .openapi import openapi
 from .orders import create_tables, db
 from .pages import shop, show_not_found, show_server_error
 from .purchase import remember_session, session_params
@@ -55,6 +56,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     create_tables(app)
     idempotency.init_app(app)
     app.register_blueprint(shop)
+    app.register_blueprint(openapi)
     app.register_blueprint(create_blueprint(session_params, on_session=remember_session))
     app.register_error_handler(NotFound, show_not_found)
     app.register_error_handler(InternalServerError, show_server_error)

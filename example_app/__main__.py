@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from . import create_app, idempotency
 from .sandbox import Sandbox
-from .serving import Server, stop_signals
+from .serving import Server, answer_to_loopback_names, stop_signals
 
 DEFAULT_PORT = 5000
 
@@ -24,13 +24,14 @@ def main() -> None:
     """
     with stop_signals() as wait, ExitStack() as stack:
         server = stack.enter_context(listen(os.environ.get("PORT")))
-        config: dict[str, object] = {"TRUSTED_HOSTS": ["127.0.0.1", "localhost"]}
+        config: dict[str, object] = {}
         payments = "Stripe"
         if not os.environ.get("STRIPE_API_KEY"):
             sandbox = stack.enter_context(Sandbox())
             config.update(STRIPE_API_KEY="sk_test_sandbox", STRIPE_API_BASE=sandbox.url)
             payments = f"offline sandbox at {sandbox.url}"
         app = create_app(config)
+        answer_to_loopback_names(app)
         with app.app_context():
             store = idempotency.stats()["cacheType"]
         server.start(app)

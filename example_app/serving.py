@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import signal
 import socket
 import threading
@@ -13,6 +14,8 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
+from flask import Flask, request
+from werkzeug.exceptions import BadRequest
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 if TYPE_CHECKING:
@@ -22,7 +25,19 @@ LOOPBACK = "127.0.0.1"
 DRAIN_SECONDS = 5.0  # how long stop() waits for requests that are being answered
 POLL_SECONDS = 0.05  # how soon the accepting loop notices that it shall end
 
+LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
 access_log = logging.getLogger(__name__)
+
+
+def answer_to_loopback_names(app: Flask) -> None:
+    """Let an app refuse (400) requests under any other host name, so that no web page reaches it by one of its own."""
+    app.before_request(_refuse_other_names)
+
+
+def _refuse_other_names() -> None:
+    if re.sub(r":[0-9]+$", "", request.host) not in LOOPBACK_NAMES:
+        raise BadRequest("This server answers to 127.0.0.1 and localhost only.")
 
 
 @contextmanager

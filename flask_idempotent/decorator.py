@@ -125,8 +125,9 @@ def _answer(route: _Route, call: Call) -> ResponseReturnValue:
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
     state = app_state(app)
     settings = route.settings(app, state.settings)
-    guarded = request.method in settings.methods
-    incoming = web.read(request, app, settings, route.readers, state.principal()) if guarded else None
+    here: Request = request._get_current_object()  # type: ignore[attr-defined]
+    guarded = here.method in settings.methods
+    incoming = web.read(here, app, settings, route.readers, state.principal()) if guarded else None
     if incoming is None:
         if guarded and settings.required:
             raise errors.KeyMissing(docs_url=settings.docs_url)

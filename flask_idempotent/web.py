@@ -31,7 +31,14 @@ _NOT_STORED: Final = frozenset(
     " set-cookie date server content-length".split()
 )
 # Fields that choose which part or version of a resource is meant: with others, it is another request.
-_SELECTORS: Final = ("Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since")
+_SELECTORS: Final = (
+    "HTTP_RANGE",
+    "HTTP_IF_RANGE",
+    "HTTP_IF_MATCH",
+    "HTTP_IF_NONE_MATCH",
+    "HTTP_IF_MODIFIED_SINCE",
+    "HTTP_IF_UNMODIFIED_SINCE",
+)
 _REFUSALS: Final = frozenset({401, 403, 408, 425, 429})
 WHOLE_REQUEST: Final = "the whole request"
 
@@ -148,7 +155,7 @@ def _place(request: Request, app: Flask) -> str:
 
 
 def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
-    selectors = [(name, request.headers[name]) for name in _SELECTORS if name in request.headers]
+    selectors = [(name, request.environ[name]) for name in _SELECTORS if name in request.environ]
     return fingerprint(
         selectors=selectors,
         query=(pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields),

@@ -6,7 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from flask import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -34,7 +34,6 @@ class Outcome:
 @api.before_request
 def authenticate() -> None:
     """Accept secret test keys only; a live key must never end up here."""
-    g.request_id = f"req_{current_account().token(7)}"
     credentials = request.authorization
     key = credentials.token if credentials is not None and credentials.type == "bearer" else None
     if not key or not key.startswith("sk_test_"):
@@ -46,7 +45,7 @@ def authenticate() -> None:
 @api.after_request
 def add_headers(response: Response) -> Response:
     """Give each answer the headers that Stripe's clients read."""
-    response.headers["Request-Id"] = g.request_id
+    response.headers["Request-Id"] = _request_id()
     for name in ("Idempotency-Key", "Stripe-Version"):
         if name in request.headers:
             response.headers[name] = request.headers[name]
@@ -192,7 +191,13 @@ def _respond(answer: Answer, *, replayed: bool = False) -> Response:
 
 
 def _answer(status: int, body: dict[str, Any]) -> Answer:
-    return Answer(status, json.dumps(body, indent=2), g.request_id)
+    return Answer(status, json.dumps(body, indent=2), _request_id())
+
+
+def _request_id() -> str:
+    if "request_id" not in g:
+        g.request_id = f"req_{current_account().token(7)}"
+    return cast(str, g.request_id)
 
 
 def _in_use() -> ApiError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Flask, Response
 
+from ..serving import answer_to_loopback_names
 from .account import EXTENSION, Account
 from .api import api
 from .control import control
@@ -14,17 +15,14 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self' http: https:; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-LOOPBACK_NAMES = ["127.0.0.1", "localhost", "[::1]"]
 
 
 def create_app(account: Account) -> Flask:
-    """Build the app over an account's state.
-
-    Only requests to a loopback name are answered: no web page reaches the sandbox by a name of its own.
-    """
+    """Build the app over an account's state; it answers requests to a loopback name only."""
     app = Flask(__name__)
-    app.config.update(TRUSTED_HOSTS=LOOPBACK_NAMES, MAX_CONTENT_LENGTH=1 << 20)
+    app.config["MAX_CONTENT_LENGTH"] = 1 << 20
     app.extensions[EXTENSION] = account
+    answer_to_loopback_names(app)
     app.register_blueprint(api)
     app.register_blueprint(control)
     app.register_blueprint(pages)

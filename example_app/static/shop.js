@@ -3,6 +3,7 @@
 
 const ATTEMPTS = 8;
 const TIMEOUT = 30_000; // ms for one attempt; a retry after it is safe, because it carries the same key
+const LONGEST_WAIT = 60_000; // ms
 const RETRIED = new Set([409, 502, 503, 504]); // still running, or not reached: the same request may be sent again
 const FOLLOW_EVERY = 3_000; // ms
 const FOLLOW_TIMES = 200;
@@ -46,8 +47,8 @@ async function attempt(url, key, order) {
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body.url ? { session: body.id, url: body.url } : { why: "The connection was lost" };
   if (RETRIED.has(answer.status) && body.retryable !== false) {
-    const why = answer.status === 409 ? "Your order is being processed" : "The shop is busy";
-    return { why, wait: Number(answer.headers.get("Retry-After")) * 1000 };
+    const wait = Number(answer.headers.get("Retry-After")) * 1000;
+    return { wait, why: answer.status === 409 ? "Your order is being processed" : "The shop is busy" };
   }
   if (answer.status < 500 && answer.status !== 409) throw new Refusal(body.detail ?? "The shop refused this order.");
   throw new Error("Something went wrong on our side. Press Buy to try again: it stays the same order.");
@@ -63,8 +64,10 @@ async function checkout(url, key, order, say) {
     if (result.url) return result;
     if (number === ATTEMPTS) break;
     const backoff = Math.min(500 * 2 ** (number - 1), 8_000) * (0.75 + Math.random() / 2);
-    say(`${result.why}. Trying again (${number + 1} of ${ATTEMPTS}); you will not be charged twice.`);
-    await sleep(Math.max(result.wait || 0, backoff));
+    const wait = Math.min(Math.max(result.wait || 0, backoff), LONGEST_WAIT);
+    const when = `in ${Math.ceil(wait / 1000)} s (${number + 1} of ${ATTEMPTS})`;
+    say(`${result.why}. Trying again ${when}; you will not be charged twice.`);
+    await sleep(wait);
   }
   throw new Error("We could not finish this right now. Press Buy to try again: it stays the same order.");
 }
@@ -122,13 +125,11 @@ async function follow(order) {
     const answer = await fetch(order.dataset.follow).catch(() => null);
     if (answer?.ok) show(order, await answer.json());
   }
-  if (!("final" in order.dataset)) {
-    document.getElementById("note").textContent = "Reload this page to see the latest status.";
-    return;
-  }
+  const over = "final" in order.dataset;
+  if (!over) document.getElementById("note").textContent = "Reload this page to see the latest status.";
   for (const { dataset } of order.querySelectorAll("[data-product]")) {
     const name = intents.name(dataset.product, dataset.quantity);
-    if (intents.read(name)?.session === order.dataset.session) intents.drop(name);
+    if (over && intents.read(name)?.session === order.dataset.session) intents.drop(name);
   }
 }
 

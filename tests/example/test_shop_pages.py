@@ -1,0 +1,161 @@
+"""The shop's pages, and how an order becomes paid."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from flask import Flask
+
+from example_app.catalog import PRODUCTS
+from example_app.orders import OrderLine, db
+
+
+@pytest.fixture
+def order(browser):
+    """The path of an open order's page, and the id of its Checkout Session."""
+    cart = {"items": [{"product": "reading-lamp", "quantity": 2}]}
+    session_id = browser.post("/checkout", json=cart, headers={"Idempotency-Key": "k"}).get_json()["id"]
+    return only_order_path(browser.application), session_id
+
+
+def only_order_path(shop: Flask) -> str:
+    with shop.app_context(), db.session.session_factory() as session:
+        return f"/orders/{session.query(OrderLine).one().order_id}"
+
+
+def badge(page: str) -> str:
+    found = re.search(r'class="badge (\w+)"', page)
+    assert found
+    return found[1]
+
+
+def test_the_catalog_shows_every_product_with_its_price(browser):
+    page = browser.get("/").text
+    for product in PRODUCTS.values():
+        assert product.name in page
+        assert f"/products/{product.slug}" in page
+    assert "€129.00" in page
+
+
+@pytest.mark.parametrize("slug", PRODUCTS)
+def test_every_product_has_a_page_with_a_picture_and_a_form(browser, slug):
+    page = browser.get(f"/products/{slug}").text
+    assert PRODUCTS[slug].name in page
+    assert '<svg class="art"' in page
+    assert f'data-product="{slug}"' in page
+    assert 'data-checkout="/checkout"' in page
+    assert "<noscript>" in page
+
+
+@pytest.mark.parametrize(
+    ("query", "value"), [("", 1), ("?quantity=7", 7), ("?quantity=0", 1), ("?quantity=999", 20), ("?quantity=x", 1)]
+)
+def test_the_quantity_can_be_given_in_the_address(browser, query, value):
+    assert f'value="{value}" required' in browser.get(f"/products/morning-mug{query}").text
+
+
+def test_a_cancelled_payment_leads_to_a_word_about_it(browser):
+    assert "nothing was charged" in browser.get("/products/morning-mug?checkout=cancelled").text
+
+
+def test_an_open_order_links_to_its_payment(browser, order, sandbox):
+    page = browser.get(order[0]).text
+    assert badge(page) == "open"
+    assert f'href="{sandbox.url}/pay/{order[1]}"' in page
+    assert "€178.00" in page
+
+
+def test_coming_back_from_the_payment_page_proves_nothing(browser, order):
+    assert badge(browser.get(f"{order[0]}?session_id={order[1]}&paid=1").text) == "open"
+
+
+def test_an_order_is_paid_when_stripe_says_so(browser, order, sandbox):
+    sandbox.pay(order[1])
+    page = browser.get(order[0]).text
+    assert badge(page) == "paid"
+    assert "data-final" in page
+    assert f"/pay/{order[1]}" not in page
+
+
+def test_the_page_can_follow_the_status(browser, order, sandbox):
+    before = browser.get(f"{order[0]}.json").get_json()
+    sandbox.pay(order[1])
+    after = browser.get(f"{order[0]}.json").get_json()
+    assert (before["status"], before["final"], before["session"]) == ("open", False, order[1])
+    assert (after["status"], after["final"], after["payment_url"]) == ("paid", True, None)
+
+
+def test_an_expired_session_expires_the_order(browser, order, sandbox):
+    sandbox.expire(order[1])
+    assert badge(browser.get(order[0]).text) == "expired"
+
+
+def test_a_payment_of_another_amount_is_held(browser, order, sandbox, shop, caplog):
+    with shop.app_context(), db.session.session_factory.begin() as session:
+        session.query(OrderLine).update({"unit_amount": 1})
+    sandbox.pay(order[1])
+    page = browser.get(order[0]).text
+    assert badge(page) == "failed"
+    assert "contact the shop" in page
+    assert "another amount" in caplog.text
+
+
+def test_while_stripe_is_away_the_last_known_status_is_shown(browser, order, sandbox):
+    sandbox.stop()
+    answer = browser.get(order[0])
+    assert answer.status_code == 200
+    assert badge(answer.text) == "open"
+    assert "last status we know" in answer.text
+
+
+def test_a_final_order_does_not_ask_stripe_again(browser, order, sandbox):
+    sandbox.pay(order[1])
+    browser.get(order[0])
+    sandbox.stop()
+    assert badge(browser.get(order[0]).text) == "paid"
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/products/gold-bar", "/orders/ord_nobody", "/orders/ord_nobody.json"])
+def test_what_is_not_there_is_404_in_the_shops_style(browser, path):
+    answer = browser.get(path)
+    assert answer.status_code == 404
+    assert "not on the shelf" in answer.text
+
+
+def test_what_breaks_is_500_in_the_shops_style(open_shop):
+    shop = open_shop(TESTING=False)
+
+    @shop.get("/broken")
+    def broken() -> str:
+        raise ZeroDivisionError("a secret")
+
+    answer = shop.test_client().get("/broken")
+    assert answer.status_code == 500
+    assert "broke on our side" in answer.text
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/", "/products/morning-mug", "/nothing", "/health", "/static/shop.js"])
+def test_every_answer_has_the_security_headers(browser, path):
+    with browser.get(path) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize("path", ["/", "/products/wool-blanket", "/nothing"])
+def test_pages_keep_to_the_policy(browser, path):
+    page = browser.get(path).text
+    assert "style=" not in page
+    assert "<style" not in page
+    assert not re.search(r"\son\w+=", page)
+    assert re.findall(r"<script[^>]*>(?=\s*\S)(?!</script>)", page) == []
+    assert not re.search(r'(?:src|href)="https?:', page)
+
+
+def test_the_health_of_the_shop_is_told(browser):
+    assert browser.get("/health").get_json()["status"] == "healthy"
