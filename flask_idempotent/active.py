@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, cast
 
@@ -59,14 +57,12 @@ def is_active() -> bool:
     return _ACTIVE in request.environ
 
 
-@contextmanager
-def activated(active: Active) -> Iterator[None]:
-    """Let ``current_idempotency`` be ``active``. It hangs on the request: an application context may outlive that."""
+def activate(active: Active) -> None:
+    """Let ``current_idempotency`` be ``active`` for the rest of the request, its streamed answer included.
+
+    It hangs on the request and not on ``g``: an application context may outlive many requests.
+    """
     request.environ[_ACTIVE] = active
-    try:
-        yield
-    finally:
-        request.environ.pop(_ACTIVE, None)
 
 
 def _find() -> Active:

@@ -6,15 +6,16 @@ import functools
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final, ParamSpec, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from flask import Flask, Request, Response, current_app, request
+from flask import Flask, Request, Response, after_this_request, current_app, request
+from flask.globals import request_ctx
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from . import errors, web
-from .active import Active, activated, is_active
+from .active import Active, activate, is_active
 from .config import ConfigurationError, Settings, check_route, duration, milliseconds
 from .core.digest import combine
 from .core.guard import Guard, Run, Unprotected
@@ -28,6 +29,7 @@ from .web import Fate, Incoming, Readers
 log = logging.getLogger("flask_idempotent")
 
 P = ParamSpec("P")
+Told = TypeVar("Told")
 Call = Callable[[], ResponseReturnValue]
 Save = Callable[[Response], bool | Fate] | str | None
 Lifetime = Callable[[Response], float | timedelta]
@@ -131,16 +133,15 @@ def _answer(route: _Route, call: Call) -> ResponseReturnValue:
     if incoming is None:
         if guarded and settings.required:
             raise errors.KeyMissing(docs_url=settings.docs_url)
-        with activated(Active.without_key()):
-            return call()
+        activate(Active.without_key())
+        return call()
     begun = _begin(state.guard, incoming, settings)
     if isinstance(begun, Run):
         return _Execution(app, route, settings, state.guard, begun).run(incoming, call)
     if isinstance(begun, Unprotected):
-        with activated(Active(incoming.key, 1, _seed(incoming))):
-            response = app.make_response(call())
-        response.headers[web.DEGRADED_HEADER] = "true"
-        return response
+        activate(Active(incoming.key, 1, _seed(incoming)))
+        after_this_request(web.mark_degraded)
+        return call()
     return _repeat(begun, app, settings)
 
 
@@ -182,34 +183,49 @@ class _Execution:
 
     def run(self, incoming: Incoming, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
+        active = Active(incoming.key, self._run.claim.attempt, _seed(incoming))
+        activate(active)
         try:
-            active = Active(incoming.key, self._run.claim.attempt, _seed(incoming))
-            with activated(active):
-                response = self._respond(call)
-            fate = web.fate(response, self._route.save)
-            if fate is Fate.KEEP and not active.stored:
-                fate = Fate.FORGET
-            ttl_ms = self._ttl_ms(response)
+            response = self._respond(call)
+            self._settle(response, active)
         except BaseException:
             self._guard.fail(self._run)
             raise
-        if fate is Fate.KEEP:
-            self._keep(response, ttl_ms)
+        return response
+
+    def _settle(self, response: Response, active: Active) -> None:
+        fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
+        if fate is Fate.KEEP and active.stored:
+            self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
         elif fate is Fate.FAIL:
             self._guard.fail(self._run)
         else:
             self._guard.forget(self._run)
-        return response
+
+    def _told(self, ask: Callable[..., Told], *args: Any) -> Told | None:
+        """What the host's own function says about a finished view; None when it fails: the answer still counts."""
+        try:
+            return ask(*args)
+        except Exception:  # the host's code; the view's work is done
+            log.exception("idempotency: save= or ttl= failed; the route's outcome is kept as by default")
+            return None
 
     def _respond(self, call: Call) -> Response:
         """The view's answer, or that of the app's own error handlers; what none of them takes is raised."""
+        hooks = request_ctx._after_request_functions
+        earlier = len(hooks)
         try:
             answer: Any = call()
         except Exception as error:  # noqa: BLE001 - Flask's own dispatch does the same, and raises what nobody handles
             answer = self._app.handle_user_exception(error)
         if isinstance(answer, HTTPException):
             answer = answer.get_response(request.environ)
-        return self._app.make_response(answer)
+        response = self._app.make_response(answer)
+        own, hooks[earlier:] = hooks[earlier:], []
+        for hook in own:  # what the view has added by after_this_request is part of its answer, on a replay as well
+            response = self._app.ensure_sync(hook)(response)
+        response.headers.pop(self._settings.replay_header, None)
+        return response
 
     def _ttl_ms(self, response: Response) -> int:
         if self._route.lifetime is None:
@@ -228,6 +244,7 @@ class _Execution:
 
         if response.is_streamed or response.direct_passthrough:
             failed = functools.partial(self._guard.fail, self._run)
-            response.response = Recorder(response.response, self._settings.max_body, store, failed)
+            limit, length = self._settings.max_body, response.content_length
+            response.response = Recorder(response.response, limit, length, store, failed)
         else:
             store(response.get_data())

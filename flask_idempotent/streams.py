@@ -9,21 +9,28 @@ from typing import Any
 class Recorder:
     """Passes chunks on and keeps a copy of the first ``limit`` bytes.
 
-    When the body ends, ``done`` gets the copy, or None when the body was longer. A client that goes away early does not
-    end the work: the rest is read here, until the body ends or outgrows the limit. When the body raises, ``failed`` is
-    called.
+    When the body ends, or has reached its announced length, ``done`` gets the copy, or None when the body was longer
+    than the limit. A client that goes away early does not end the work: the rest is read here, until the body ends or
+    outgrows the limit. When the body raises, ``failed`` is called.
 
     :param body: chunks of bytes or str; closed with the recorder.
     :param limit: bytes kept at most.
+    :param length: the body's Content-Length, where it has one: whoever has that much has the answer.
     """
 
     def __init__(
-        self, body: Iterable[Any], limit: int, done: Callable[[bytes | None], None], failed: Callable[[], object]
+        self,
+        body: Iterable[Any],
+        limit: int,
+        length: int | None,
+        done: Callable[[bytes | None], None],
+        failed: Callable[[], object],
     ) -> None:
         self._settled = False
         self._body = body
         self._chunks: Iterator[Any] = iter(body)
         self._limit = limit
+        self._length = length
         self._done = done
         self._failed = failed
         self._kept: list[bytes] | None = []
@@ -47,6 +54,8 @@ class Recorder:
             self._kept.append(data)
             if self._size > self._limit:
                 self._kept = None
+        if self._size == self._length:
+            self._settle(complete=True)
         return data
 
     def close(self) -> None:

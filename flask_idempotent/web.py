@@ -95,7 +95,8 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
         raw = request.headers.get(settings.header)
         if raw is None and is_form(request):
             body = _body(request, settings)
-            raw = ", ".join(value for name, value in body.fields if name == settings.form_field) or None
+            sent = [value for name, value in body.fields if name == settings.form_field]
+            raw = ", ".join(sent) if sent else None
     if raw is None:
         return None
     try:
@@ -190,6 +191,12 @@ def stored_headers(response: Response, settings: Settings) -> tuple[tuple[str, s
     """The headers that a replay repeats."""
     dropped = _NOT_STORED | {settings.replay_header.lower()}
     return tuple((name, value) for name, value in response.headers if name.lower() not in dropped)
+
+
+def mark_degraded(response: Response) -> Response:
+    """Say that the view ran without the store."""
+    response.headers[DEGRADED_HEADER] = "true"
+    return response
 
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -19,6 +20,8 @@ from .digest import combine
 # Numbers with a fraction are carried through the encoder as strings behind this mark. A JSON text can only contain the
 # mark's first character as an escape, and texts with that escape count by their bytes.
 _MARK: Final = "\x00"
+MAX_DEPTH: Final = 100
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # strings are matched to be passed over
 _ESCAPED_MARK: Final = "\\u0000"
 
 
@@ -76,7 +79,7 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
     """
     try:
         text = body.decode()
-        if _ESCAPED_MARK in text:
+        if _ESCAPED_MARK in text or _is_deep(text):
             return raw_body(body)
         value = json.loads(text, parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
         if ignored and isinstance(value, dict):
@@ -84,6 +87,22 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
         return combine("json", json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
     except (ValueError, RecursionError, InvalidOperation):
         return raw_body(body)
+
+
+def _is_deep(text: str) -> bool:
+    """Whether a document is nested beyond ``MAX_DEPTH``.
+
+    The parser's own limit depends on the depth of the caller's stack, and a retry must not look like another request
+    because it came by another way.
+    """
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def _exact(digits: str) -> str:

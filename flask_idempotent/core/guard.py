@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from .lease import Heartbeat
 from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
-from .record import OWNER_SIZE, Head, State, StoredResponse, pack_payload
+from .record import OWNER_SIZE, Head, State, StoredResponse, UnstorableResponse, pack_payload
 from .store import Claim, Claimed, Found, OnOutage, Store, StoreError, Terms
 
 
@@ -87,8 +87,8 @@ class Guard:
         claim = Claim(key, self._token(), fingerprint, terms)
         try:
             answer = self._store.claim(claim)
-        except StoreError:
-            if terms.on_outage is not OnOutage.EXECUTE:
+        except StoreError as error:
+            if not error.outage or terms.on_outage is not OnOutage.EXECUTE:
                 raise
             self._observe(Occurrence(Outcome.UNPROTECTED, key))
             return Unprotected()
@@ -120,7 +120,12 @@ class Guard:
         """
         claim = run.claim
         head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, 0)
-        payload = pack_payload(head, response, compress_over)
+        try:
+            payload = pack_payload(head, response, compress_over)
+        except UnstorableResponse as error:
+            self._observe(Occurrence(Outcome.UNRECORDED, claim.key, error))
+            self.fail(run)
+            return False
         return self._end(Outcome.COMPLETED, claim, lambda: self._store.complete(claim, payload, ttl_ms))
 
     def fail(self, run: Run) -> bool:

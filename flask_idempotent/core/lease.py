@@ -57,9 +57,9 @@ class Heartbeat:
                 self._changed.wait()
 
     def _start(self) -> None:
-        self._pid = os.getpid()
         self._due, self._in_flight, self._wakes_at = {}, frozenset(), float("inf")
         threading.Thread(target=self._run, name="idempotency-heartbeat", daemon=True).start()
+        self._pid = os.getpid()
 
     def _run(self) -> None:
         while claims := self._next_claims():
@@ -99,17 +99,19 @@ class Heartbeat:
         return taken
 
     def _renew(self, claims: list[Claim]) -> None:
+        """One beat. Whatever goes wrong in it, the next one comes: it keeps the leases of the whole process."""
         try:
             kept = self._store.renew(claims)
+            for claim, ours in zip(claims, kept, strict=True):
+                if not ours:
+                    with self._changed:
+                        running = self._due.pop(claim.owner, None) is not None
+                    if running:
+                        self._lost(claim)
         except StoreError as error:
-            log.warning("leases could not be renewed: %s", error)
-            return
-        for claim, ours in zip(claims, kept, strict=True):
-            if not ours:
-                with self._changed:
-                    running = self._due.pop(claim.owner, None) is not None
-                if running:
-                    self._lost(claim)
+            log.warning("idempotency: leases could not be renewed: %s", error)
+        except Exception:
+            log.exception("idempotency: leases could not be renewed")
 
 
 def _interval(claim: Claim) -> float:

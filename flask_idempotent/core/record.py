@@ -54,6 +54,10 @@ class NewerRecord(ValueError):
     """The record was written by a later version of this library (a rolling deploy)."""
 
 
+class UnstorableResponse(ValueError):
+    """A response that has no place in a record."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The fixed part of a record.
@@ -124,14 +128,13 @@ def pack_payload(head: Head, response: StoredResponse, compress_over: int) -> by
     :param head: the head it belongs to, in state DONE; the checksum ties the two together.
     :param response: what to keep.
     :param compress_over: bytes from which compression is tried; it is used only where it saves space.
+    :raises UnstorableResponse: a header or the status is not what HTTP can send (latin-1), or beyond all bounds.
     """
-    status = response.status.encode("latin-1")
-    parts = [_META.pack(len(status), len(response.headers)), status]
-    for name, value in response.headers:
-        raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
-        parts += (_HEADER.pack(len(raw_name), len(raw_value)), raw_name, raw_value)
+    try:
+        content = _pack(response)
+    except (UnicodeEncodeError, struct.error) as error:
+        raise UnstorableResponse(f"the response cannot be stored: {error}") from error
     flags = _OMITTED if response.body is None else 0
-    content = b"".join((*parts, response.body or b""))
     if len(content) > compress_over:
         packed = zlib.compress(content, 1)
         if len(packed) < len(content):
@@ -155,6 +158,15 @@ def read_response(record: bytes) -> StoredResponse:
         return _parse(content, omitted=bool(flags & _OMITTED))
     except (struct.error, zlib.error) as error:
         raise UnreadableRecord("the payload is damaged") from error
+
+
+def _pack(response: StoredResponse) -> bytes:
+    status = response.status.encode("latin-1")
+    parts = [_META.pack(len(status), len(response.headers)), status]
+    for name, value in response.headers:
+        raw_name, raw_value = name.encode("latin-1"), value.encode("latin-1")
+        parts += (_HEADER.pack(len(raw_name), len(raw_value)), raw_name, raw_value)
+    return b"".join((*parts, response.body or b""))
 
 
 def _parse(content: bytes, *, omitted: bool) -> StoredResponse:

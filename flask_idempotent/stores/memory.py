@@ -120,7 +120,7 @@ class MemoryStore:
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return [self._write(Event.RENEW, claim) for claim in claims]
+        return [self._renew(claim) for claim in claims]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -198,6 +198,12 @@ class MemoryStore:
             now = self._clock()
             record, expires = self._backend.find(key, now)
             return None if record is None else (record, expires - now)
+
+    def _renew(self, claim: Claim) -> bool:
+        try:
+            return self._write(Event.RENEW, claim)
+        except StoreFull:  # no room to put an absent record back; but nobody else has the key
+            return True
 
     def _write(self, event: Event, claim: Claim, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
         _, change = self._apply(event, claim, payload, ttl_ms)
