@@ -33,6 +33,7 @@ setup(
             "schemathesis>=4.30",
             "apispec>=6.10",
             "flask-login>=0.6.3",
+            "trustme>=1.2",
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<2.5",
             "flask[async]",

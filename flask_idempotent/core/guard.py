@@ -136,6 +136,11 @@ class Guard:
         """Free the key: the request was refused before it did anything."""
         return self._end(Outcome.RELEASED, run.claim, lambda: self._store.forget(run.claim))
 
+    def close(self) -> None:
+        """End the heartbeat and give back what the store holds."""
+        self._heartbeat.stop()
+        self._store.close()
+
     def _end(self, outcome: Outcome, claim: Claim, write: Callable[[], bool]) -> bool:
         self._heartbeat.discard(claim)
         try:

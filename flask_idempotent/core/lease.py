@@ -36,6 +36,7 @@ class Heartbeat:
         self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
         self._in_flight: frozenset[bytes] = frozenset()
         self._wakes_at = float("inf")
+        self._stopping = False
         self._pid = 0
 
     def add(self, claim: Claim) -> None:
@@ -56,6 +57,13 @@ class Heartbeat:
             while claim.owner in self._in_flight:
                 self._changed.wait()
 
+    def stop(self) -> None:
+        """Let the thread end. Leases of requests that still run are renewed no more."""
+        with self._changed:
+            self._due.clear()
+            self._stopping = self._pid == os.getpid()
+            self._changed.notify_all()
+
     def _start(self) -> None:
         self._due, self._in_flight, self._wakes_at = {}, frozenset(), float("inf")
         threading.Thread(target=self._run, name="idempotency-heartbeat", daemon=True).start()
@@ -74,6 +82,9 @@ class Heartbeat:
         """Sleep until leases are due and mark their claims as in flight; empty when the thread is no longer needed."""
         with self._changed:
             while True:
+                if self._stopping and not self._due:
+                    self._stopping, self._pid = False, 0
+                    return []
                 if claims := self._take_due():
                     self._in_flight = frozenset(claim.owner for claim in claims)
                     return claims

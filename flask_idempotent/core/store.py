@@ -154,3 +154,6 @@ class Store(Protocol):
 
     def report(self) -> Report:
         """Ask the servers, within the store's timeout, and tell how things are. Never raises."""
+
+    def close(self) -> None:
+        """Give back connections and threads. The store can be used again."""

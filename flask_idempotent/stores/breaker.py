@@ -35,6 +35,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._prober = 0  # the id of the process in which a probe runs
+        self._wanted = False  # since the last recovery began
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
 
@@ -51,32 +52,50 @@ class Breaker:
             self.is_open = self.is_open or self._failures >= FAILURES_TO_OPEN
             first, self.reason = self.reason is None, self.reason or str(error)
         if first:
-            log.error("idempotency: %s; going on with the records of this process until Redis is back", error)
+            log.error("idempotency: %s; until it is back each route follows its on_outage", error)
         self.probe()
 
     def probe(self) -> None:
         """See to it that ``recover`` is called in the background until nothing is left to do."""
         with self._lock:
+            self._wanted = True
             if self._prober == os.getpid():
                 return
+            threading.Thread(target=self._probe, name="idempotency-probe", daemon=True).start()
             self._prober = os.getpid()
-        threading.Thread(target=self._probe, name="idempotency-probe", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the probe end, whatever is left to do."""
+        with self._lock:
+            self._prober = 0
 
     def _probe(self) -> None:
         pause = PROBE_SECONDS
         while True:
             time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
+            if self._prober != os.getpid():  # told to stop
+                return
+            self._wanted = False
             try:
                 finished = self._recover()
             except StoreError:
                 pause = PROBE_SECONDS
                 continue
-            with self._lock:
-                ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
-                if finished:
-                    self._prober = 0
-            if ended:
-                log.warning("idempotency: Redis is back, and has what was recorded meanwhile")
-            if finished:
+            except Exception:  # whatever it is, the next outage needs a probe, too
+                log.exception("idempotency: records could not be written back")
+                pause = LEFTOVER_SECONDS
+                continue
+            if self._closed(finished):
                 return
             pause = LEFTOVER_SECONDS
+
+    def _closed(self, finished: bool) -> bool:
+        """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
+        with self._lock:
+            ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
+            over = finished and not self._wanted
+            if over:
+                self._prober = 0
+        if ended:
+            log.warning("idempotency: Redis is back, and has what was recorded meanwhile")
+        return over

@@ -192,6 +192,9 @@ class MemoryStore:
             self._backend.drop_expired(self._clock())
             return Report(cache_type="memory", in_memory_size=len(self._backend))
 
+    def close(self) -> None:
+        """See :class:`~flask_idempotent.core.store.Store`. There is nothing to give back; the records stay."""
+
     def take(self, key: str) -> tuple[bytes, int] | None:
         """The live bytes under a key and the milliseconds they have left, for copying them elsewhere."""
         with self._backend.lock:

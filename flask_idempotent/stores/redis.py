@@ -13,12 +13,14 @@ from redis import BlockingConnectionPool, Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ..core.machine import Standing, standing
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, Head, State, read_head
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .wakeups import Wakeups
 
 POOL_SIZE: Final = 32
+LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 # What a lent or a configured client may pass on to ours; the rest (timeouts, retries, caches, notification handlers) is
 # for this store to decide.
 _INHERITED: Final = frozenset(
@@ -93,8 +95,10 @@ class RedisStore:
         now, record = self._read(
             "claim", claim.key, claim.owner, claim.fingerprint, terms.lease_ms, terms.ttl_ms, int(terms.resume)
         )
-        if record[1:2] == State.PENDING.value and record[4:20] == claim.owner:
-            return Claimed(int.from_bytes(record[2:4], "big"))
+        if record is None:
+            raise StoreError("Redis answered nothing to a claim")
+        if standing(record, claim, now) is Standing.OWN:
+            return Claimed(read_head(record).attempt)
         return Found(record, now)
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
@@ -104,7 +108,11 @@ class RedisStore:
                 terms = claim.terms
                 args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms)
                 self._scripts["renew"](keys=[claim.key], args=args, client=pipeline)
-            return [bool(kept) for kept in pipeline.execute()]
+            answers = pipeline.execute(raise_on_error=False)
+            for answer in answers:  # raised by the pipeline, they would quote the command with its tokens
+                if isinstance(answer, Exception):
+                    raise answer
+            return [bool(kept) for kept in answers]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
@@ -121,10 +129,10 @@ class RedisStore:
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """See :class:`~flask_idempotent.core.store.Store`. Listens first, then reads, so that no change is missed."""
         deadline = time.monotonic() + timeout_ms / 1000
-        with self._wakeups.listening(key, timeout_ms / 1000) as ear:
+        with self._wakeups.listening(key, min(timeout_ms / 1000, LISTEN_SECONDS)) as ear:
             while True:
                 now, record = self._read("peek", key)
-                if not record:
+                if record is None:
                     return Gone()
                 if record[1:2] != State.PENDING.value:
                     return Found(record, now)
@@ -177,14 +185,18 @@ class RedisStore:
             return Report(cache_type="redis", outage=str(error), refused=not error.outage)
         return Report(cache_type="redis", redis_available=True)
 
+    def close(self) -> None:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+        self._client.close()
+
     def _run(self, name: str, key: str, *args: bytes | int) -> Any:
         with _translated():
             return self._scripts[name](keys=[key], args=args)
 
-    def _read(self, name: str, key: str, *args: bytes | int) -> tuple[int, bytes]:
-        """Run a script that answers the server's clock and the record in one string."""
+    def _read(self, name: str, key: str, *args: bytes | int) -> tuple[int, bytes | None]:
+        """Run a script that answers the server's clock and the record in one string, or nil where there is none."""
         answer = self._run(name, key, *args)
-        return int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:]
+        return (0, None) if answer is None else (int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:])
 
 
 def _head(state: State, claim: Claim) -> bytes:
@@ -199,7 +211,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except exceptions.OutOfMemoryError as error:
-        raise StoreFull(f"Redis is full: {error}", outage=True) from error
+        raise StoreFull(f"Redis is full: {error}") from error
     except _NO_OUTAGES as error:
         raise StoreError(f"Redis refuses this client: {error}") from error
     except _OUTAGES as error:

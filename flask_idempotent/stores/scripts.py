@@ -89,7 +89,7 @@ return 1
 """
 
 _PEEK: Final = """
-return at(now) .. (record or '')
+return record and at(now) .. record
 """
 
 # Writing back after an outage. What another request finished stands; what another one is running may yet finish.

@@ -118,6 +118,11 @@ class TieredStore:
             return replace(report, outage=outage, refused=not error.outage, waiting=len(self._owed))
         return replace(report, cache_type="redis", redis_available=True, waiting=len(self._owed))
 
+    def close(self) -> None:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+        self._breaker.stop()
+        self._shared.close()
+
     def _settle(self, claim: Claim, mine: Claimed, theirs: Claimed | Found) -> Claimed | Found:
         """Bring the local tier in line with what Redis said about a claim that the local tier had granted."""
         if isinstance(theirs, Claimed):

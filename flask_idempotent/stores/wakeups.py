@@ -8,6 +8,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -51,6 +52,7 @@ class Wakeups:
         self._lock = threading.Lock()
         self._ears: dict[str, set[Ear]] = {}
         self._subscribed: set[str] = set()
+        self._unconfirmed: Counter[str] = Counter()  # of the thread alone
         self._pid = 0
         self._broken_until = 0.0
         self._bell: socket.socket | None = None
@@ -109,6 +111,7 @@ class Wakeups:
 
     def _serve(self, pubsub: Any, selector: selectors.BaseSelector, bell: socket.socket) -> None:
         asked: set[str] = set()
+        self._unconfirmed.clear()
         heard = None  # the socket of the subscribed connection
         while True:
             rung = bool(selector.select(IDLE_SECONDS))
@@ -124,6 +127,7 @@ class Wakeups:
                 pubsub.unsubscribe(*old)
             if new := wanted - asked:
                 pubsub.subscribe(*new)
+                self._unconfirmed.update(new)
             asked = wanted
             while pubsub.subscribed and (message := pubsub.get_message(timeout=0)):
                 self._hear(message)
@@ -138,7 +142,11 @@ class Wakeups:
         key = message["channel"].decode()
         with self._lock:
             ears = self._ears.get(key, ())
-            if message["type"] == "subscribe" and ears:
+            if message["type"] == "subscribe":
+                self._unconfirmed[key] -= 1
+                if self._unconfirmed[key] > 0:  # this one was undone and asked for again
+                    return
+                del self._unconfirmed[key]
                 self._subscribed.add(key)
                 for ear in ears:
                     ear.ready.set()
