@@ -20,7 +20,7 @@ from .decorator import COVERED
 from .forms import idempotency_field
 from .state import EXTENSION, AppState
 from .stores import lent_backend, open_store, own_backend
-from .stores.source import read_source
+from .stores.source import THRESHOLD, read_source
 from .web import Principal, flask_login_user
 
 log = logging.getLogger("flask_idempotent")
@@ -65,7 +65,7 @@ class Idempotency:
         if mistakes or wrong:
             raise ConfigurationError([*mistakes, *wrong])
         backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
-        store = open_store(backend, settings)
+        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD))
         self._states[app] = AppState(settings, store, Guard(store, _observer(app)), self._principal)
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))

@@ -26,6 +26,7 @@ HEAD_SIZE: Final = 65
 OWNER_SIZE: Final = 16
 FINGERPRINT_SIZE: Final = 32
 DEADLINE_SIZE: Final = 13
+OWNER: Final = slice(4, 20)  # where the owner's token stands
 MAX_ATTEMPT: Final = 0xFFFF
 
 _HEAD = struct.Struct(">BcH16s32s13s")

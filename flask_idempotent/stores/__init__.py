@@ -32,6 +32,10 @@ def lent_backend(app: Flask, cache: Cache) -> BaseCache:
         )
     names = [base.__name__ for base in type(backend).__mro__ if issubclass(base, BaseCache)]
     for name in names:
+        if kind(name) == "redis" and not backend.key_prefix:  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                ["cache= has an empty CACHE_KEY_PREFIX: its clear() would wipe the records; give it a prefix"]
+            )
         if kind(name) in ("simple", "redis"):
             return backend
         if kind(name) != "base" and (why := refusal(name)) and "not known" not in why:
@@ -60,7 +64,7 @@ def own_backend(app: Flask, cache_settings: Mapping[str, Any]) -> BaseCache:
     return backend
 
 
-def open_store(backend: BaseCache, settings: Settings) -> Store:
+def open_store(backend: BaseCache, settings: Settings, threshold: int = THRESHOLD) -> Store:
     """The store over a Flask-Caching backend.
 
     A lent backend gives its type and its connection settings; the records live in a backend and over connections of
@@ -68,9 +72,10 @@ def open_store(backend: BaseCache, settings: Settings) -> Store:
 
     :param backend: a SimpleCache or RedisCache.
     :param settings: of the app.
+    :param threshold: how many records the memory of a process holds.
     """
     if isinstance(backend, SimpleCache):
-        return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(THRESHOLD))
+        return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(threshold))
     from .redis import RedisStore, own_client, uses_tls
     from .tiered import TieredStore
 
@@ -79,4 +84,4 @@ def open_store(backend: BaseCache, settings: Settings) -> Store:
     shared = RedisStore(own_client(lent, timeout))
     if settings.local_tier is None:
         return shared
-    return TieredStore(MemoryStore(RecordCache(THRESHOLD)), shared)
+    return TieredStore(MemoryStore(RecordCache(threshold)), shared)

@@ -34,7 +34,7 @@ class Breaker:
         self._recover = recover
         self._lock = threading.Lock()
         self._failures = 0
-        self._prober = 0  # the id of the process in which a probe runs
+        self._prober: tuple[int, object] | None = None  # the process in which a probe runs, and which one it is
         self._wanted = False  # since the last recovery began
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
@@ -59,21 +59,22 @@ class Breaker:
         """See to it that ``recover`` is called in the background until nothing is left to do."""
         with self._lock:
             self._wanted = True
-            if self._prober == os.getpid():
+            if self._prober is not None and self._prober[0] == os.getpid():
                 return
-            threading.Thread(target=self._probe, name="idempotency-probe", daemon=True).start()
-            self._prober = os.getpid()
+            prober = (os.getpid(), object())
+            threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
+            self._prober = prober
 
     def stop(self) -> None:
         """Let the probe end, whatever is left to do."""
         with self._lock:
-            self._prober = 0
+            self._prober = None
 
-    def _probe(self) -> None:
+    def _probe(self, me: tuple[int, object]) -> None:
         pause = PROBE_SECONDS
         while True:
             time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
-            if self._prober != os.getpid():  # told to stop
+            if self._prober != me:  # told to stop
                 return
             self._wanted = False
             try:
@@ -85,17 +86,17 @@ class Breaker:
                 log.exception("idempotency: records could not be written back")
                 pause = LEFTOVER_SECONDS
                 continue
-            if self._closed(finished):
+            if self._closed(me, finished):
                 return
             pause = LEFTOVER_SECONDS
 
-    def _closed(self, finished: bool) -> bool:
+    def _closed(self, me: tuple[int, object], finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
             ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
             over = finished and not self._wanted
-            if over:
-                self._prober = 0
+            if over and self._prober == me:
+                self._prober = None
         if ended:
             log.warning("idempotency: Redis is back, and has what was recorded meanwhile")
         return over

@@ -6,6 +6,7 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from flask import Flask
@@ -35,8 +36,9 @@ class RecordCache(SimpleCache):
     def __init__(self, threshold: int) -> None:
         super().__init__(threshold=threshold, default_timeout=0)
         self.lock = self._lock
-        self.may_drop: Callable[[str, bytes], bool] = lambda _key, _record: False
+        self.may_drop: Callable[[str], bool] = lambda _key: False
         self._by_expiry: list[tuple[int, str]] = []
+        self._settled: dict[str, None] = {}  # keys of records that are not pending, the longest settled first
 
     @classmethod
     def factory(cls, app: Flask, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> RecordCache:
@@ -63,6 +65,9 @@ class RecordCache(SimpleCache):
         if self._cache.get(key, (None, None))[0] != expires:
             heapq.heappush(self._by_expiry, (expires, key))
         self._cache[key] = (expires, value)
+        self._settled.pop(key, None)
+        if value[1:2] != State.PENDING.value:
+            self._settled[key] = None
         if len(self._by_expiry) > 2 * len(self._cache) + 1000:  # one key rewritten over and over
             self._by_expiry = [(when, name) for name, (when, _) in self._cache.items()]
             heapq.heapify(self._by_expiry)
@@ -72,24 +77,19 @@ class RecordCache(SimpleCache):
         while self._by_expiry and self._by_expiry[0][0] <= now:
             expires, key = heapq.heappop(self._by_expiry)
             if self._cache.get(key, (None, None))[0] == expires:
-                del self._cache[key]
+                self.remove(key)
 
     def _drop_one(self) -> bool:
-        """Make room at the expense of a record that ``may_drop`` gives up, among those that expire soonest."""
-        soonest = [heapq.heappop(self._by_expiry) for _ in range(min(DROP_CANDIDATES, len(self._by_expiry)))]
-        dropped = False
-        for expires, key in soonest:
-            current, record = self._cache.get(key, (None, None))
-            if current != expires:
-                continue
-            if not dropped and self.may_drop(key, record):
-                dropped = self.remove(key)
-            else:
-                heapq.heappush(self._by_expiry, (expires, key))
-        return dropped
+        """Make room at the expense of a settled record that ``may_drop`` gives up."""
+        for key in list(islice(self._settled, DROP_CANDIDATES)):
+            if self.may_drop(key):
+                return self.remove(key)
+            self._settled[key] = self._settled.pop(key)  # to the end of the line
+        return False
 
     def remove(self, key: str) -> bool:
         """Take a key out, live or not; hold the lock."""
+        self._settled.pop(key, None)
         return self._cache.pop(key, None) is not None
 
     def __len__(self) -> int:
@@ -182,8 +182,8 @@ class MemoryStore:
             self._wake(key)
             return live
 
-    def allow_dropping(self, may_drop: Callable[[str, bytes], bool]) -> None:
-        """When full, give up records for which ``may_drop(key, record)`` is true instead of refusing new keys."""
+    def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
+        """When full, give up settled records for whose key ``may_drop`` is true instead of refusing new keys."""
         self._backend.may_drop = may_drop
 
     def report(self) -> Report:

@@ -187,7 +187,8 @@ class RedisStore:
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        self._client.close()
+        self._wakeups.close()
+        self._client.connection_pool.disconnect()
 
     def _run(self, name: str, key: str, *args: bytes | int) -> Any:
         with _translated():

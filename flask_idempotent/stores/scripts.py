@@ -99,7 +99,7 @@ local mine, request, head, left, payload, ttl = unpack(ARGV)
 if record and owner ~= mine then
   if state == 'P' and not lapsed then return 2 end
   if fingerprint ~= request or state == 'D' or state == '?' then return 3 end
-elseif state == 'D' then
+elseif record and state ~= 'P' then
   return 1
 end
 redis.call('SET', KEYS[1], head .. at(now + left) .. payload, 'PX', ttl)

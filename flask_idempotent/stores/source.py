@@ -36,7 +36,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "CACHE_REDIS_PASSWORD": None,
 }
 _ADDRESS: Final = ("CACHE_REDIS_URL", "CACHE_REDIS_HOST")
-_SCHEMES: Final = ("redis", "rediss", "unix")
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 WHY_NOT: Final = {
     "null": "it stores nothing and says yes to every claim",
@@ -68,7 +68,11 @@ def read_source(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[
     :param config: the app's config; only IDEMPOTENCY_CACHE_* counts.
     :param environ: the process environment, for UPSTASH_REDIS_REST_URL with UPSTASH_REDIS_REST_TOKEN, and REDIS_URL.
     """
-    given = {key[len(PREFIX) :]: value for key, value in config.items() if key.startswith(PREFIX + "CACHE_")}
+    given = {
+        key[len(PREFIX) :]: value
+        for key, value in config.items()
+        if key.startswith(PREFIX + "CACHE_") and value is not None
+    }
     mistakes = _misspelt(given)
     cache_type = given.get("CACHE_TYPE")
     if cache_type is None and any(key in given for key in DEFAULTS if key.startswith("CACHE_REDIS_")):
@@ -124,12 +128,26 @@ def _misspelt(given: Mapping[str, Any]) -> list[str]:
     return mistakes
 
 
+def _is_readable(url: Any) -> bool:
+    """Whether the client will be able to read a URL; its own error would quote the password."""
+    if not isinstance(url, str) or not url.startswith(_SCHEMES):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "unix" or (parts.hostname is not None and parts.port != 0)
+    except ValueError:
+        return False
+
+
 def _impossible(settings: Mapping[str, Any]) -> list[str]:
     """Mistakes in the values themselves. Passwords are never repeated."""
     mistakes = []
     url, threshold, port = (settings[key] for key in ("CACHE_REDIS_URL", "CACHE_THRESHOLD", "CACHE_REDIS_PORT"))
-    if url is not None and not (isinstance(url, str) and url.split("://")[0] in _SCHEMES and "://" in url):
-        mistakes.append("the Redis URL must begin with redis://, rediss:// or unix://")
+    if url is not None and not _is_readable(url):
+        mistakes.append(
+            f"the Redis URL cannot be read; it must look like redis://:PASSWORD@HOST:PORT/DB ({', '.join(_SCHEMES)}); "
+            "write special characters of the password percent-encoded"
+        )
     if isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 1:
         mistakes.append(f"{PREFIX}CACHE_THRESHOLD must be a whole number above 0, not {threshold!r}")
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ..core.record import NewerRecord, State, UnreadableRecord, read_head
-from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, StoreFull, TimedOut
+from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
+from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
 from .memory import MemoryStore
 from .redis import RedisStore, Restored
 
 log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Debt:
+    """What Redis has missed under one key. Each change makes a new debt, so that none is settled by an older one.
+
+    :param claims: those of this process that Redis may know by now, the latest last; none for a plain value.
+    """
+
+    claims: tuple[Claim, ...]
 
 
 class TieredStore:
@@ -33,7 +44,8 @@ class TieredStore:
         self._local = local
         self._shared = shared
         self._breaker = Breaker(self._recover)
-        self._owed: dict[str, Claim | None] = {}  # what Redis has missed, by key; None for a plain value
+        self._debts: dict[str, Debt] = {}
+        self._reported: set[str] = set()  # keys whose write-back has failed in a way that was logged
         local.allow_dropping(self._is_copy)
 
     def claim(self, claim: Claim) -> Claimed | Found:
@@ -51,7 +63,7 @@ class TieredStore:
                 self._owe(claim.key, claim)
                 return mine
             self._local.forget(claim)
-            if not isinstance(error, _NotAsked):  # it may have been applied: its token settles it on recovery
+            if error.outage and not isinstance(error, _NotAsked):  # it may have been applied all the same
                 self._owe(claim.key, claim)
             raise
         return self._settle(claim, mine, theirs)
@@ -69,16 +81,15 @@ class TieredStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later."""
-        kept = self._local.complete(claim, payload, ttl_ms)
-        return kept and self._tell(claim, self._shared.complete, claim, payload, ttl_ms)
+        return self._end(claim, "complete", payload, ttl_ms)
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._local.fail(claim) and self._tell(claim, self._shared.fail, claim)
+        return self._end(claim, "fail")
 
     def forget(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._local.forget(claim) and self._tell(claim, self._shared.forget, claim)
+        return self._end(claim, "forget")
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """See :class:`~flask_idempotent.core.store.Store`. Waits here for a request of this process, else on Redis."""
@@ -91,6 +102,8 @@ class TieredStore:
 
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, what this process has set."""
+        if key in self._debts:
+            return self._local.get(key)
         try:
             return self._ask(self._shared.get, key)
         except StoreError as error:
@@ -100,23 +113,26 @@ class TieredStore:
 
     def set(self, key: str, value: bytes, ttl_ms: int) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        self._local.set(key, value, ttl_ms)
-        self._tell(key, self._shared.set, key, value, ttl_ms)
+        with self._owing(key):
+            self._local.set(key, value, ttl_ms)
+            self._ask(self._shared.set, key, value, ttl_ms)
 
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        here = self._local.delete(key)
-        return self._tell(key, self._shared.delete, key, otherwise=here) or here
+        there = False
+        with self._owing(key):
+            here = self._local.delete(key)
+            there = self._ask(self._shared.delete, key)
+        return here or there
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
-        report = self._local.report()
+        report = replace(self._local.report(), waiting=len(self._debts))
         try:
             self._ask(self._shared.ping)
         except StoreError as error:
-            outage = self._breaker.reason or str(error)
-            return replace(report, outage=outage, refused=not error.outage, waiting=len(self._owed))
-        return replace(report, cache_type="redis", redis_available=True, waiting=len(self._owed))
+            return replace(report, outage=self._breaker.reason or str(error), refused=not error.outage)
+        return replace(report, cache_type="redis", redis_available=True)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -134,9 +150,20 @@ class TieredStore:
             self._local.forget(claim)
         return theirs
 
+    def _end(self, claim: Claim, how: str, *args: Any) -> bool:
+        """Complete, fail or forget a claim in both tiers."""
+        if not getattr(self._local, how)(claim, *args):
+            return False
+        with self._owing(claim.key, claim):
+            if not self._ask(getattr(self._shared, how), claim, *args):
+                self._local.delete(claim.key)  # another worker has the key: its word counts here, too
+                return False
+        return True
+
     def _ask(self, call: Callable[..., Answer], *args: Any) -> Answer:
         """Ask Redis, unless it is known to be away."""
         if self._breaker.is_open:
+            self._breaker.probe()
             raise _NotAsked(self._breaker.reason or "Redis is away", outage=True)
         try:
             answer = call(*args)
@@ -147,55 +174,79 @@ class TieredStore:
         self._breaker.succeeded()
         return answer
 
-    def _tell(self, what: Claim | str, call: Callable[..., Any], *args: Any, otherwise: bool = True) -> bool:
-        """Pass on to Redis what the local tier has already taken; what Redis misses is owed to it."""
+    @contextmanager
+    def _owing(self, key: str, *claims: Claim) -> Iterator[None]:
+        """Owe Redis the state of a key until the block has told it; for good where it could not."""
+        debt = self._note(key, claims)
         try:
-            return bool(self._ask(call, *args))
+            yield
         except StoreError:
-            key, claim = (what, None) if isinstance(what, str) else (what.key, what)
-            self._owe(key, claim)
-            return otherwise
+            self._breaker.probe()
+        else:
+            self._paid(key, debt)
 
-    def _is_copy(self, key: str, record: bytes) -> bool:
-        """Whether a full local tier may drop a record: it is settled, and Redis has it, too."""
-        return record[1:2] != State.PENDING.value and key not in self._owed
-
-    def _owe(self, key: str, claim: Claim | None) -> None:
-        self._owed[key] = claim
+    def _owe(self, key: str, claim: Claim) -> None:
+        self._note(key, (claim,))
         self._breaker.probe()
+
+    def _note(self, key: str, claims: tuple[Claim, ...]) -> Debt:
+        earlier = self._debts.get(key)
+        known = {each.owner: each for each in (*(earlier.claims if earlier else ()), *claims)}
+        debt = self._debts[key] = Debt(tuple(known.values()))
+        return debt
+
+    def _paid(self, key: str, debt: Debt) -> None:
+        if self._debts.get(key) is debt:
+            del self._debts[key]
+            self._reported.discard(key)
+
+    def _is_copy(self, key: str) -> bool:
+        """Whether a full local tier may drop a settled record: Redis has it, too, and can be asked."""
+        return key not in self._debts and self._breaker.reason is None
 
     def _recover(self) -> bool:
         """Write back what Redis has missed; whether all of it is settled."""
         self._shared.ping()
-        settled = True
-        for key, claim in list(self._owed.items()):
+        for key, debt in list(self._debts.items()):
             try:
-                if not self._write_back(key, claim):
-                    settled = False
-                    continue
-            except StoreFull as error:
-                log.warning("idempotency: a record cannot be written back yet: %s", error)
-                settled = False
-                continue
-            if self._owed.get(key) is claim:
-                del self._owed[key]
-        return settled and not self._owed
+                if self._write_back(key, debt):
+                    self._paid(key, debt)
+            except StoreError as error:
+                if error.outage:
+                    raise
+                self._set_aside(key, error)
+        return not self._debts
 
-    def _write_back(self, key: str, claim: Claim | None) -> bool:
-        """Settle one key; False when it must be tried again."""
+    def _set_aside(self, key: str, error: StoreError) -> None:
+        """A record that cannot be written is tried again later, and must not hold up the others."""
+        if key not in self._reported:
+            self._reported.add(key)
+            log.error("idempotency: a record cannot be written back: %s", error, extra={"idempotency_key": key})
+
+    def _write_back(self, key: str, debt: Debt) -> bool:
+        """Bring Redis up to date with one key, however often it changes meanwhile; False: try again later."""
         taken = self._local.take(key)
-        if taken is None:
-            self._shared.delete(key) if claim is None else self._shared.forget(claim)
+        while True:
+            if not self._copy(key, debt, taken):
+                return False
+            before, taken = taken, self._local.take(key)
+            if (before and before[0]) == (taken and taken[0]):
+                return True
+
+    def _copy(self, key: str, debt: Debt, taken: tuple[bytes, int] | None) -> bool:
+        """Give Redis what the local tier holds; False where it has to wait for another's request."""
+        if not debt.claims:
+            self._shared.set(key, *taken) if taken else self._shared.delete(key)
             return True
-        record, left_ms = taken
-        if claim is None:
-            self._shared.set(key, record, left_ms)
+        record, left_ms = taken or (b"", 0)
+        for claim in debt.claims:
+            if claim.owner != record[OWNER]:  # it came to nothing here, and may stand there
+                self._shared.forget(claim)
+        if not record:
             return True
-        restored = self._shared.restore(key, record, left_ms, claim.terms.lease_ms)
+        restored = self._shared.restore(key, record, left_ms, debt.claims[-1].terms.lease_ms)
         if restored is Restored.DONE_ELSEWHERE:
-            log.error(
-                "idempotency: a request ran here and elsewhere while Redis was away", extra={"idempotency_key": key}
-            )
+            log.error("idempotency: a request ran here and elsewhere during an outage", extra={"idempotency_key": key})
         return restored is not Restored.PENDING_ELSEWHERE
 
 

@@ -54,6 +54,7 @@ class Wakeups:
         self._subscribed: set[str] = set()
         self._unconfirmed: Counter[str] = Counter()  # of the thread alone
         self._pid = 0
+        self._closing = False
         self._broken_until = 0.0
         self._bell: socket.socket | None = None
 
@@ -82,6 +83,13 @@ class Wakeups:
                 ears.discard(ear)
                 if not ears:
                     del self._ears[key]
+
+    def close(self) -> None:
+        """Give the connection back. Those who wait look for themselves from now on."""
+        with self._lock:
+            if self._pid == os.getpid():
+                self._closing = True
+                self._call()
 
     def _call(self) -> None:
         """Have the thread look at what is wanted; hold the lock."""
@@ -119,7 +127,7 @@ class Wakeups:
                 bell.recv(4096)
             with self._lock:
                 wanted = set(self._ears)
-                if not wanted and not rung:
+                if self._closing or not (wanted or rung):
                     self._end()
                     return
                 self._subscribed &= wanted
@@ -156,7 +164,7 @@ class Wakeups:
 
     def _end(self) -> None:
         """The thread is about to end: nobody hears any more; hold the lock."""
-        self._pid, self._subscribed = 0, set()
+        self._pid, self._subscribed, self._closing = 0, set(), False
         if self._bell is not None:
             self._bell.close()
             self._bell = None
