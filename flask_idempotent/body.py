@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from flask import Request
+from werkzeug.datastructures import FileStorage
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from .core.fingerprint import form_body, json_body, raw_body, streamed_body
 
 MEMORY_LIMIT: Final = 512 * 1024  # bytes; what is longer goes to a temporary file
 _CHUNK: Final = 64 * 1024
-_SPOOL: Final = "flask_idempotent.spool"
 _MULTIPART: Final = "multipart/form-data"
 _FORMS: Final = (_MULTIPART, "application/x-www-form-urlencoded")
+
+Fields = Iterable[tuple[str, str]]
+Files = Iterable[tuple[str, FileStorage]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +30,12 @@ class Body:
 
     :param digest: its canonical bytes, hashed; for a form over everything but the ignored fields.
     :param fields: a form's names and values; empty for any other body.
+    :param refusal: why a form was not parsed; its bytes count then, and the view meets the limit when it asks for it.
     """
 
     digest: bytes
     fields: tuple[tuple[str, str], ...] = ()
+    refusal: RequestEntityTooLarge | None = None
 
 
 def is_form(request: Request) -> bool:
@@ -38,67 +44,79 @@ def is_form(request: Request) -> bool:
 
 
 def read_body(request: Request, ignored: frozenset[str]) -> Body:
-    """Read the body. Afterwards ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they
-    would have given it before.
+    """Read the body, or what a hook of the app has left of it. The request is as unread afterwards as it was before:
+    ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they would have given it.
 
     :param ignored: form fields, and members of a JSON object, that do not count.
-    :raises RequestEntityTooLarge: the body is over the app's own limits.
+    :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
-    if "form" in request.__dict__:  # a hook of the app was here first
-        return _form_body(request.form.items(multi=True), _digests(request.files.items(multi=True)), ignored)
-    if request.mimetype == _MULTIPART:
-        return _multipart_body(request, ignored)
-    if request.is_json or is_form(request) or "_cached_data" in request.__dict__:
-        data = request.get_data()
-        fields = tuple(request.form.items(multi=True)) if is_form(request) else ()
-        _rewind(request, io.BytesIO(data))
-        if fields:
-            return _form_body(fields, (), ignored)
+    form = is_form(request)
+    if form and "form" in request.__dict__:
+        return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
+    if request.is_json or form or "_cached_data" in request.__dict__:
+        if request.mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
+            spool, digest = _spool(request)
+            return _parsed(request, spool, ignored) or Body(streamed_body(digest))
+        data = _data(request)
+        if form and (body := _parsed(request, io.BytesIO(data), ignored)):
+            return body
         return Body(json_body(data, ignored) if request.is_json else raw_body(data))
     return Body(streamed_body(_spool(request)[1]))
 
 
-def close_spool(environ: dict[str, Any]) -> None:
-    """Give back the temporary file of a request that is over."""
-    spool = environ.pop(_SPOOL, None)
-    if spool is not None:
-        spool.close()
-
-
-def _multipart_body(request: Request, ignored: frozenset[str]) -> Body:
-    """Parse once for the digests, holding no file in memory, and leave the bytes unparsed for the view."""
-    spool, digest = _spool(request)
+def _parsed(request: Request, stream: IO[bytes], ignored: frozenset[str]) -> Body | None:
+    """Parse a form from its bytes, holding no file in memory; None when there is nothing in it, or it is malformed."""
     parser = request.make_form_data_parser()
     parser.stream_factory = _digest_sink
-    _, form, files = parser.parse(spool, request.mimetype, request.content_length, request.mimetype_params)
-    spool.seek(0)
-    if not form and not files:  # empty, or not really multipart
-        return Body(streamed_body(digest))
-    return _form_body(form.items(multi=True), _digests(files.items(multi=True)), ignored)
+    try:
+        _, form, files = parser.parse(stream, request.mimetype, request.content_length, request.mimetype_params)
+    except RequestEntityTooLarge as refusal:
+        return Body(_rest(stream), refusal=refusal)
+    finally:
+        stream.seek(0)
+    return _of_form(form.items(multi=True), files.items(multi=True), ignored) if form or files else None
 
 
-def _form_body(fields: Any, files: Any, ignored: frozenset[str]) -> Body:
+def _rest(stream: IO[bytes]) -> bytes:
+    stream.seek(0)
+    return streamed_body(hashlib.file_digest(stream, "sha256").digest())  # type: ignore[arg-type]
+
+
+def _of_form(fields: Fields, files: Files, ignored: frozenset[str]) -> Body:
     fields = tuple(fields)
-    return Body(form_body(((name, value) for name, value in fields if name not in ignored), files), fields)
+    return Body(form_body((pair for pair in fields if pair[0] not in ignored), _digests(files)), fields)
 
 
-def _digests(files: Any) -> Iterator[tuple[str, str]]:
-    """Field name, and file name, type and digest in one string, of each file of a form."""
+def _digests(files: Files) -> Iterator[tuple[str, str]]:
+    """Field name, and in one string digest, type and name of the file, for each file of a form."""
     for field, file in files:
         if isinstance(file.stream, _DigestSink):
             digest = file.stream.digest.hexdigest()
         else:
-            digest = hashlib.file_digest(file.stream, "sha256").hexdigest()
+            at = file.stream.tell()
             file.stream.seek(0)
+            digest = hashlib.file_digest(file.stream, "sha256").hexdigest()  # type: ignore[arg-type]
+            file.stream.seek(at)
         yield field, f"{digest} {file.content_type} {file.filename}"
+
+
+def _data(request: Request) -> bytes:
+    """The whole body in memory, where the view is going to have it, too."""
+    if "_cached_data" in request.__dict__:
+        return request.get_data()
+    data = request.stream.read()
+    _rewind(request, io.BytesIO(data))
+    return data
 
 
 def _spool(request: Request) -> tuple[IO[bytes], bytes]:
     """Copy the body to where it can be read twice, and hash it on the way."""
-    spool = tempfile.SpooledTemporaryFile(max_size=MEMORY_LIMIT)  # noqa: SIM115 - closed when the request is over
-    request.environ[_SPOOL] = spool
-    digest = hashlib.sha256()
-    while chunk := request.stream.read(_CHUNK):
+    spool, digest, size = _Spool(max_size=MEMORY_LIMIT), hashlib.sha256(), 0
+    # A chunked body has no length: at the app's limit Werkzeug takes it for complete, but for a form, and so do we.
+    unlimited = request.content_length is not None or request.mimetype == _MULTIPART
+    limit = None if unlimited else request.max_content_length
+    while size != limit and (chunk := request.stream.read(_CHUNK)):
+        size += len(chunk)
         digest.update(chunk)
         spool.write(chunk)
     spool.seek(0)
@@ -110,6 +128,13 @@ def _rewind(request: Request, stream: IO[bytes]) -> None:
     request.environ["wsgi.input"] = stream
     request.environ["wsgi.input_terminated"] = True
     request.__dict__["stream"] = stream
+
+
+class _Spool(tempfile.SpooledTemporaryFile[bytes]):
+    """Lives as long as somebody reads it; an answer may be streamed from it after the request's context has gone."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class _DigestSink(io.BytesIO):

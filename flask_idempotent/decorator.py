@@ -245,6 +245,7 @@ class _Execution:
         if response.is_streamed or response.direct_passthrough:
             failed = functools.partial(self._guard.fail, self._run)
             limit, length = self._settings.max_body, response.content_length
-            response.response = Recorder(response.response, limit, length, store, failed)
+            patience = self._settings.max_runtime
+            response.response = Recorder(response.response, limit, length, store, failed, patience)
         else:
             store(response.get_data())

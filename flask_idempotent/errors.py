@@ -25,7 +25,7 @@ class Problem(HTTPException):
     :param docs_url: a page that explains the codes; the problem's ``type`` is this URL with the code as its fragment.
     """
 
-    code: int = 500
+    code: int | None = None  # None: a handler for the base class is asked for every child, whatever its status
     problem_code: ClassVar[str]
     title: ClassVar[str]
     detail: str = ""

@@ -13,7 +13,6 @@ from flask import Flask, current_app, has_app_context, request
 from flask_caching import Cache
 
 from . import health, signals
-from .body import close_spool
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
@@ -70,7 +69,6 @@ class Idempotency:
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         app.before_request(_refuse_wrong_order)
-        app.teardown_request(_close_body)
 
     def principal_loader(self, loader: Loader) -> Loader:
         """Decorator: the function that tells who makes the current request.
@@ -171,7 +169,3 @@ def _refuse_wrong_order() -> None:
                 "put it directly above the function, below @app.post(...)"
             ]
         )
-
-
-def _close_body(_error: BaseException | None) -> None:
-    close_spool(request.environ)

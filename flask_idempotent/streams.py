@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,8 +11,8 @@ class Recorder:
     """Passes chunks on and keeps a copy of the first ``limit`` bytes.
 
     When the body ends, or has reached its announced length, ``done`` gets the copy, or None when the body was longer
-    than the limit. A client that goes away early does not end the work: the rest is read here, until the body ends or
-    outgrows the limit. When the body raises, ``failed`` is called.
+    than the limit. A client that goes away early does not end the work: the rest is read here. When the body raises, or
+    does not end for ``patience`` seconds after the client has gone, ``failed`` is called.
 
     :param body: chunks of bytes or str; closed with the recorder.
     :param limit: bytes kept at most.
@@ -25,6 +26,7 @@ class Recorder:
         length: int | None,
         done: Callable[[bytes | None], None],
         failed: Callable[[], object],
+        patience: float = 3600.0,
     ) -> None:
         self._settled = False
         self._body = body
@@ -33,6 +35,7 @@ class Recorder:
         self._length = length
         self._done = done
         self._failed = failed
+        self._patience = patience
         self._kept: list[bytes] | None = []
         self._size = 0
 
@@ -61,9 +64,10 @@ class Recorder:
     def close(self) -> None:
         """Read what the client did not wait for, then close the body."""
         try:
-            while not self._settled and self._kept is not None:
+            deadline = time.monotonic() + self._patience
+            while not self._settled and time.monotonic() < deadline:
                 next(self, None)
-            self._settle(complete=True)
+            self._settle(complete=False)
         finally:
             close = getattr(self._body, "close", None)
             if close is not None:

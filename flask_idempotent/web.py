@@ -95,6 +95,8 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
         raw = request.headers.get(settings.header)
         if raw is None and is_form(request):
             body = _body(request, settings)
+            if body.refusal is not None:
+                raise body.refusal
             sent = [value for name, value in body.fields if name == settings.form_field]
             raw = ", ".join(sent) if sent else None
     if raw is None:
