@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +18,7 @@ _CACHE_SYNONYMS: Final = {
     "IDEMPOTENCY_CACHE_KEY_PREFIX": "key_prefix",
     "IDEMPOTENCY_CACHE_DEFAULT_TIMEOUT": "ttl",
 }
+_TOKEN: Final = re.compile(r"[\w!#$%&'*+\-.^`|~]+", re.ASCII)  # RFC 9110, section 5.6.2
 _YEAR: Final = 366 * 86400.0
 
 
@@ -112,15 +113,23 @@ def read_settings(config: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     Keys that begin with ``IDEMPOTENCY_CACHE_`` belong to the store and are left alone, but for the two that say the
     same as settings of ours: they count where ours are not given.
     """
-    said = {name: config[key] for key, name in _CACHE_SYNONYMS.items() if key in config}
-    given = said | {
+    spelling = {
+        name: key for key, name in _CACHE_SYNONYMS.items() if key in config and PREFIX + name.upper() not in config
+    }
+    given = {name: config[key] for name, key in spelling.items()} | {
         key[len(PREFIX) :].lower(): value
         for key, value in config.items()
         if key.startswith(PREFIX) and not key.startswith(CACHE_PREFIX)
     }
-    values, mistakes = _checked(given, lambda name: PREFIX + name.upper(), _RULES)
+
+    def spell(name: str) -> str:
+        return spelling.get(name, PREFIX + name.upper())
+
+    values, mistakes = _checked(given, spell, _RULES)
+    if "on_outage" in given and "on_outage" not in values:  # reported; what else it contradicts is not known
+        return Settings(), mistakes
     try:
-        return _consistent(Settings(**values), lambda name: PREFIX + name.upper()), mistakes
+        return _consistent(Settings(**values), spell), mistakes
     except ConfigurationError as error:
         return Settings(), [*mistakes, *error.mistakes]
 
@@ -149,7 +158,7 @@ def duration(value: Any, minimum: float = 0.001) -> float:
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise ValueError("must be a number of seconds or a timedelta")
     if not minimum <= value <= _YEAR:
         raise ValueError(f"must be between {minimum:g} and {_YEAR:.0f} seconds")
@@ -207,7 +216,7 @@ def _choice(*choices: Any) -> Callable[[Any], Any]:
 
 
 def _token(value: Any) -> str:
-    if not isinstance(value, str) or not value or not value.isascii() or set(value) & set(' "(),/:;<=>?@[\\]{}'):
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         raise ValueError("must be a header or field name")
     return value
 
@@ -221,10 +230,10 @@ def _prefix(value: Any) -> str:
 def _names(value: Any) -> frozenset[str]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError("must be a collection of names")
-    names = frozenset(value)
+    names = list(value)
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError("must be a collection of names")
-    return names
+    return frozenset(names)
 
 
 def _methods(value: Any) -> frozenset[str]:
@@ -236,7 +245,9 @@ def _methods(value: Any) -> frozenset[str]:
 
 
 def _url(value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value.startswith(("https://", "http://"))):
+    if value is None:
+        return None
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[\x21\x23-\x3b\x3d\x3f-\x7e]+", value):
         raise ValueError("must be an http or https URL, or None")
     return value
 

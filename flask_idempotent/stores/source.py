@@ -65,7 +65,7 @@ def refusal(cache_type: str) -> str | None:
 def read_source(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Flask-Caching's settings for a backend of our own, and the mistakes found on the way.
 
-    :param config: the app's config; only IDEMPOTENCY_CACHE_* counts.
+    :param config: the app's config; only IDEMPOTENCY_CACHE_* counts, and None is as good as not given.
     :param environ: the process environment, for UPSTASH_REDIS_REST_URL with UPSTASH_REDIS_REST_TOKEN, and REDIS_URL.
     """
     given = {
@@ -74,24 +74,32 @@ def read_source(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[
         if key.startswith(PREFIX + "CACHE_") and value is not None
     }
     mistakes = _misspelt(given)
-    cache_type = given.get("CACHE_TYPE")
-    if cache_type is None and any(key in given for key in DEFAULTS if key.startswith("CACHE_REDIS_")):
+    cache_type, origin = given.pop("CACHE_TYPE", None), f"{PREFIX}CACHE_REDIS_URL"
+    if cache_type is None and any(key.startswith("CACHE_REDIS_") for key in given):
         cache_type = "RedisCache"
-    if cache_type is not None and not isinstance(cache_type, str):
-        return dict(DEFAULTS), [*mistakes, f"{PREFIX}CACHE_TYPE must be a name, not {cache_type!r}; use {WORKING}"]
-    if cache_type is not None and (why := refusal(cache_type)):
-        return dict(DEFAULTS), [*mistakes, f"{PREFIX}CACHE_TYPE {why}"]
+    if wrong := _wrong_type(cache_type):
+        cache_type, mistakes = "SimpleCache", [*mistakes, wrong]
     if (cache_type is None or kind(cache_type) == "redis") and not any(key in given for key in _ADDRESS):
-        url, wrong = environment_url(environ)
-        mistakes += wrong
+        url, problems = environment_url(environ)
+        mistakes += problems
         if url:
+            origin = "REDIS_URL"
             cache_type, given = "RedisCache", {**given, "CACHE_REDIS_URL": url}
-    settings = {
-        **DEFAULTS,
-        **given,
-        "CACHE_TYPE": "RedisCache" if cache_type and kind(cache_type) == "redis" else "SimpleCache",
-    }
-    return settings, mistakes + _impossible(settings)
+    name = "RedisCache" if cache_type and kind(cache_type) == "redis" else "SimpleCache"
+    settings = {**DEFAULTS, **given, "CACHE_TYPE": name}
+    return settings, mistakes + _impossible(settings, origin)
+
+
+def _wrong_type(cache_type: Any) -> str | None:
+    key = f"{PREFIX}CACHE_TYPE"
+    if cache_type is None:
+        return None
+    if not isinstance(cache_type, str):
+        return f"{key} must be a name, not {cache_type!r}; use {WORKING}"
+    if "://" in cache_type:  # with a password in it, maybe
+        return f"{key} is the name of a backend; the URL belongs into {PREFIX}CACHE_REDIS_URL"
+    why = refusal(cache_type)
+    return f"{key} {why}" if why else None
 
 
 def environment_url(environ: Mapping[str, str]) -> tuple[str | None, list[str]]:
@@ -100,19 +108,20 @@ def environment_url(environ: Mapping[str, str]) -> tuple[str | None, list[str]]:
     Upstash's REST token is also the password of its database, which speaks the Redis protocol over TLS on port 6379 of
     the same host (https://upstash.com/docs/redis/howto/connectclient).
     """
-    rest_url = environ.get("UPSTASH_REDIS_REST_URL", "").strip()
+    name = "UPSTASH_REDIS_REST_URL"
+    rest_url = environ.get(name, "").strip()
     token = environ.get("UPSTASH_REDIS_REST_TOKEN", "").strip()
     if not rest_url and not token:
         return environ.get("REDIS_URL", "").strip() or None, []
     if not rest_url or not token:
-        return None, ["UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN go together: set both, or neither"]
+        return None, [f"{name} and UPSTASH_REDIS_REST_TOKEN go together: set both, or neither"]
     try:
         parts = urlsplit(rest_url)
         host, port = parts.hostname, parts.port or (6379 if parts.scheme == "https" else 80)
     except ValueError:
         host, port = None, 0
     if not host or parts.scheme not in ("http", "https") or parts.username or parts.password:
-        return None, ["UPSTASH_REDIS_REST_URL must look like https://NAME.upstash.io"]
+        return None, [f"{name} must look like https://NAME.upstash.io"]
     scheme = "rediss" if parts.scheme == "https" else "redis"
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://default:{quote(token, safe='')}@{host}:{port}", []
@@ -128,26 +137,29 @@ def _misspelt(given: Mapping[str, Any]) -> list[str]:
     return mistakes
 
 
-def _is_readable(url: Any) -> bool:
-    """Whether the client will be able to read a URL; its own error would quote the password."""
+def _wrong_url(url: Any, origin: str) -> str | None:
+    """What is wrong with a Redis URL. The client's own error would quote the password."""
     if not isinstance(url, str) or not url.startswith(_SCHEMES):
-        return False
+        return f"{origin} must begin with redis://, rediss:// or unix://"
     try:
         parts = urlsplit(url)
-        return parts.scheme == "unix" or (parts.hostname is not None and parts.port != 0)
+        readable = parts.scheme == "unix" or (parts.hostname is not None and parts.port != 0)
     except ValueError:
-        return False
+        readable = False
+    if readable:
+        return None
+    return (
+        f"{origin} cannot be read; it must look like redis://:PASSWORD@HOST:PORT/DB, "
+        "with the special characters of the password percent-encoded"
+    )
 
 
-def _impossible(settings: Mapping[str, Any]) -> list[str]:
+def _impossible(settings: Mapping[str, Any], origin: str) -> list[str]:
     """Mistakes in the values themselves. Passwords are never repeated."""
     mistakes = []
     url, threshold, port = (settings[key] for key in ("CACHE_REDIS_URL", "CACHE_THRESHOLD", "CACHE_REDIS_PORT"))
-    if url is not None and not _is_readable(url):
-        mistakes.append(
-            f"the Redis URL cannot be read; it must look like redis://:PASSWORD@HOST:PORT/DB ({', '.join(_SCHEMES)}); "
-            "write special characters of the password percent-encoded"
-        )
+    if url is not None and (wrong := _wrong_url(url, origin)):
+        mistakes.append(wrong)
     if isinstance(threshold, bool) or not isinstance(threshold, int) or threshold < 1:
         mistakes.append(f"{PREFIX}CACHE_THRESHOLD must be a whole number above 0, not {threshold!r}")
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:

@@ -1,0 +1,166 @@
+"""One contract, four places for records: memory, Redis, and the tiers as seen by one worker and by two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+
+from flask_idempotent.core.store import Store
+from flask_idempotent.stores import breaker, wakeups
+from flask_idempotent.stores.memory import MemoryStore, RecordCache
+from flask_idempotent.stores.redis import RedisStore, own_client
+from flask_idempotent.stores.scripts import TEXTS
+from flask_idempotent.stores.tiered import TieredStore
+
+from ..redis_process import RedisProcess
+from .link import Link
+from .making import Clock, alive, eventually
+
+Connect = Callable[..., RedisStore]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where records are kept in one test.
+
+    :param store: as the worker under test sees it.
+    :param elsewhere: as another worker sees the same records; in memory there is only one.
+    """
+
+    store: Store
+    elsewhere: Store
+    local: MemoryStore | None = None
+    client: redis.Redis | None = None
+
+    def left(self, key: str) -> list[int]:
+        """How long a key is still kept, in milliseconds, in each tier that has it."""
+        taken = self.local.take(key) if self.local else None
+        here = [] if taken is None else [taken[1]]
+        there = [left for left in [self.client.pttl(key)] if left != -2] if self.client else []
+        return here + there
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of a deployment: a tiered store whose way to Redis the test holds in its hand."""
+
+    store: TieredStore
+    link: Link
+    local: MemoryStore = field(repr=False)
+    shared: RedisStore = field(repr=False)
+
+
+def memory(threshold: int = 1000, clock: Callable[[], int] | None = None) -> MemoryStore:
+    return MemoryStore(RecordCache(threshold), clock)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_ears() -> Iterator[None]:
+    """The thread that listens for wake-ups goes soon after the last who waited: tests end sooner than workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wakeups, "IDLE_SECONDS", 0.1)
+        yield
+
+
+def hang_up(clients: list[redis.Redis]) -> None:
+    """Close the connections of stores that are done with."""
+    if clients:
+        eventually(lambda: not alive("wakeups"))
+    for client in clients:
+        client.connection_pool.disconnect()
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Build Redis stores over clients of their own, and close their connections in the end."""
+    clients: list[redis.Redis] = []
+
+    def connect(port: int, timeout: float = 5.0, *, of: type[RedisStore] = RedisStore, **lent: Any) -> RedisStore:
+        clients.append(own_client(redis.Redis(port=port, **lent), timeout))
+        return of(clients[-1])
+
+    yield connect
+    hang_up(clients)
+
+
+@pytest.fixture(scope="session")
+def _two_workers(
+    _session_redis: RedisProcess, _short_ears: None
+) -> Iterator[tuple[RedisStore, RedisStore, redis.Redis]]:
+    """What reaches the shared Redis in the contract suite: the stores of two workers, and a plain client."""
+    lent = redis.Redis(port=_session_redis.port)
+    clients = [own_client(lent, 5.0), own_client(lent, 5.0)]
+    with _session_redis.client() as client:
+        yield RedisStore(clients[0]), RedisStore(clients[1]), client
+    hang_up(clients)
+
+
+@pytest.fixture(
+    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "tiered", "two-workers"))]
+)
+def place(request: pytest.FixtureRequest) -> Place:
+    """The places of the contract: ``store`` and ``elsewhere`` are one store but for Redis alone and for two workers."""
+    local = memory()
+    if request.param == "memory":
+        return Place(local, local, local)
+    first, second, client = request.getfixturevalue("_two_workers")
+    client.flushall()
+    if request.param == "redis":
+        return Place(first, second, client=client)
+    store = TieredStore(local, first)
+    return Place(store, TieredStore(memory(), second) if request.param == "two-workers" else store, local, client)
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
+    return place.store
+
+
+@pytest.fixture
+def elsewhere(place: Place) -> Store:
+    return place.elsewhere
+
+
+@pytest.fixture
+def server(redis_server: RedisProcess) -> Iterator[redis.Redis]:
+    """A plain client of the shared Redis, to look at what is really there. It knows our scripts already."""
+    with redis_server.client() as client:
+        for text in TEXTS.values():
+            client.script_load(text)
+        yield client
+
+
+@pytest.fixture
+def worker(
+    redis_server: RedisProcess, server: redis.Redis, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Worker]]:
+    """Start workers on one Redis, each with a link of its own. Their probes run at a test's pace."""
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(breaker, "LEFTOVER_SECONDS", 0.02)
+    workers: list[Worker] = []
+
+    def start(*, timeout: float = 2.0, threshold: int = 1000, of: type[RedisStore] = RedisStore) -> Worker:
+        link = Link(redis_server.port)
+        local, shared = memory(threshold), connect(link.port, timeout, of=of)
+        workers.append(Worker(TieredStore(local, shared), link, local, shared))
+        return workers[-1]
+
+    yield start
+    server.config_set("maxmemory", 0)
+    server.flushall()
+    for each in workers:
+        each.link.open()
+    try:
+        eventually(lambda: not alive("probe"))
+    finally:
+        for each in workers:
+            each.link.close()

@@ -1,0 +1,190 @@
+"""The breaker: two failures in a row open it, and a background probe closes it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from flask_idempotent.core.store import StoreError
+from flask_idempotent.stores import breaker as module
+from flask_idempotent.stores.breaker import Breaker
+
+from .making import alive, at_once, eventually
+
+ROOT = Path(__file__).parents[2]
+AWAY = StoreError("Redis is away: refused", outage=True)
+
+
+class Recovery:
+    """What a breaker calls to recover: gives the answers it was told, the last one for ever."""
+
+    def __init__(self, *answers: bool | Exception) -> None:
+        self.answers = list(answers)
+        self.calls = 0
+        self.running = threading.Event()
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.running.set()
+        assert self.go_on.wait(10)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def recovery(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recovery]:
+    """Away until told otherwise; back when the test ends, so that no probe stays behind."""
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 0.02)
+    recovery = Recovery(AWAY)
+    yield recovery
+    recovery.answers = [True]
+    recovery.go_on.set()
+    eventually(lambda: not alive("probe"))
+
+
+def test_it_opens_at_the_second_failure_in_a_row(recovery: Recovery) -> None:
+    breaker = Breaker(recovery)
+    assert breaker.is_open is False
+    breaker.failed(AWAY)
+    assert breaker.is_open is False
+    breaker.failed(AWAY)
+    assert breaker.is_open is True
+
+
+def test_a_success_in_between_starts_the_count_anew(recovery: Recovery) -> None:
+    breaker = Breaker(recovery)
+    for _ in range(5):
+        breaker.failed(AWAY)
+        breaker.succeeded()
+    assert breaker.is_open is False
+
+
+def test_only_the_probe_ends_an_outage(recovery: Recovery) -> None:
+    breaker = Breaker(recovery)
+    breaker.failed(AWAY)
+    breaker.failed(AWAY)
+    breaker.succeeded()
+    assert breaker.is_open is True
+    eventually(lambda: recovery.calls > 3)
+    assert breaker.is_open is True
+    recovery.answers = [True]
+    eventually(lambda: not breaker.is_open)
+    assert breaker.reason is None
+
+
+def test_the_probe_ends_when_nothing_is_left_to_do(recovery: Recovery) -> None:
+    recovery.answers = [True]
+    breaker = Breaker(recovery)
+    breaker.failed(AWAY)
+    eventually(lambda: not alive("probe"))
+    assert recovery.calls == 1
+    breaker.failed(AWAY)
+    eventually(lambda: recovery.calls == 2)
+
+
+def test_no_thread_is_started_before_it_is_needed(recovery: Recovery) -> None:
+    Breaker(recovery).succeeded()
+    assert alive("probe") == []
+
+
+def test_leftovers_close_the_breaker_and_are_tried_again(recovery: Recovery) -> None:
+    recovery.answers = [False]
+    breaker = Breaker(recovery)
+    breaker.failed(AWAY)
+    breaker.failed(AWAY)
+    eventually(lambda: not breaker.is_open)
+    eventually(lambda: recovery.calls > 3)
+    assert len(alive("probe")) == 1
+    recovery.answers = [True]
+    eventually(lambda: not alive("probe"))
+
+
+def test_there_is_one_probe_however_many_fail(recovery: Recovery) -> None:
+    breaker = Breaker(recovery)
+    at_once([partial(breaker.failed, AWAY)] * 20 + [breaker.probe] * 20)
+    assert len(alive("probe")) == 1
+    assert breaker.is_open
+
+
+def test_what_is_left_to_do_while_the_probe_finishes_is_not_forgotten(recovery: Recovery) -> None:
+    recovery.answers = [True]
+    recovery.go_on.clear()
+    breaker = Breaker(recovery)
+    breaker.probe()
+    assert recovery.running.wait(5)
+    breaker.probe()  # something new is owed, which the recovery that is about to end has not seen
+    recovery.go_on.set()
+    eventually(lambda: recovery.calls == 2, within=2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_probe_that_stumbles_gets_up_again(recovery: Recovery, caplog: pytest.LogCaptureFixture) -> None:
+    recovery.answers = [RuntimeError("nobody thought of this"), True]
+    breaker = Breaker(recovery)
+    breaker.failed(AWAY)
+    breaker.failed(AWAY)
+    eventually(lambda: not breaker.is_open, within=2)
+
+
+def test_an_outage_is_logged_once_and_so_is_its_end(recovery: Recovery, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "flask_idempotent")
+    breaker = Breaker(recovery)
+    for round_ in (1, 2):
+        at_once([partial(breaker.failed, AWAY)] * 10)
+        assert breaker.reason == str(AWAY)
+        recovery.answers = [True]
+        eventually(lambda: not alive("probe"))
+        recovery.answers = [AWAY]
+        assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"] * round_
+    assert "refused" in caplog.records[0].getMessage()
+
+
+def test_what_is_owed_without_an_outage_is_not_logged_as_one(
+    recovery: Recovery, caplog: pytest.LogCaptureFixture
+) -> None:
+    recovery.answers = [False, True]
+    Breaker(recovery).probe()
+    eventually(lambda: recovery.calls == 2)
+    eventually(lambda: not alive("probe"))
+    assert caplog.records == []
+
+
+FORKED = """
+import os, time
+from flask_idempotent.core.store import StoreError
+from flask_idempotent.stores import breaker as module
+from tests.stores.making import eventually
+away = StoreError("away", outage=True)
+def recover():
+    if os.getpid() == parent:
+        raise away
+    return True
+parent = os.getpid()
+module.PROBE_SECONDS = 0.05
+breaker = module.Breaker(recover)
+breaker.failed(away); breaker.failed(away)
+child = os.fork()
+if child == 0:
+    breaker.failed(away)
+    eventually(lambda: not breaker.is_open)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), breaker.is_open)
+"""
+
+
+def test_a_forked_worker_probes_for_itself() -> None:
+    command = [sys.executable, "-c", FORKED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.split() == ["7", "True"], done.stderr

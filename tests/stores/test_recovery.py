@@ -1,0 +1,417 @@
+"""What Redis missed while it was away, and how it gets it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+import redis
+
+from flask_idempotent.core.record import State, read_head
+from flask_idempotent.core.store import Claimed, Found, OnOutage, StoreError, StoreFull
+from flask_idempotent.stores.redis import RedisStore, Restored
+from flask_idempotent.stores.tiered import TieredStore
+
+from ..redis_process import RedisProcess
+from .conftest import Connect, memory
+from .making import (
+    DIFFERENT,
+    KEY,
+    LEASE,
+    ME,
+    OTHER,
+    SAME,
+    THIRD,
+    TTL,
+    alive,
+    claim_of,
+    eventually,
+    payload_of,
+    record_of,
+)
+from .test_contract import do
+from .working import Workers, answered_by, cut_off, finish, head_in, key_of, recovered
+
+pytestmark = pytest.mark.redis
+P, F, D = State.PENDING, State.FAILED, State.DONE
+
+
+def reports(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """The log records that tell of a request that ran twice."""
+    return [record for record in caplog.records if "elsewhere" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("event", "state"), [(None, P), ("fail", F), ("complete", D)])
+def test_what_redis_never_saw_is_written_with_what_is_left_of_its_time(
+    worker: Workers, server: redis.Redis, event: str | None, state: State
+) -> None:
+    one, other = worker(), worker()
+    cut_off(one)
+    one.store.claim(claim_of(ttl_ms=100_000, attempt=1))
+    if event == "complete":
+        one.store.complete(claim_of(), payload_of(claim_of(), ME), 50_000)
+    elif event:
+        do(one.store, event, claim_of(ttl_ms=100_000))
+    retained = 50_000 if state is D else 100_000
+    recovered(one)
+
+    assert head_in(server) == (state, ME)
+    assert retained - 5000 < server.pttl(KEY) <= retained
+    seconds, _ = server.time()
+    left = read_head(server.get(KEY)).deadline - seconds * 1000
+    assert left <= {P: LEASE + 1000, F: 1000, D: 51_000}[state]
+    assert left > {P: LEASE - 5000, F: -5000, D: 45_000}[state]
+    assert server.get(KEY)[65:] == (payload_of(claim_of(), ME) if state is D else b"")
+    answer = other.store.claim(claim_of(OTHER))
+    assert answer == Claimed(2) if state is F else isinstance(answer, Found)
+
+
+def test_a_request_that_still_runs_goes_on_after_the_outage(worker: Workers, server: redis.Redis) -> None:
+    one, other = worker(), worker()
+    one.store.claim(claim_of())
+    cut_off(one)
+    one.store.renew([claim_of()])
+    recovered(one)
+    assert head_in(server) == (P, ME)
+    assert isinstance(other.store.claim(claim_of(OTHER)), Found)
+    assert one.store.renew([claim_of()]) == [True]
+    assert one.store.complete(claim_of(), payload_of(claim_of(), ME), TTL)
+    assert answered_by(other) == ME
+
+
+def test_the_request_of_another_that_still_runs_is_waited_for(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = worker(), worker()
+    other.store.claim(claim_of(OTHER))
+    cut_off(one)
+    finish(one)
+    one.link.open()
+    eventually(lambda: one.store.report().redis_available)
+    asked = one.link.asked(b"EVALSHA")
+    eventually(lambda: one.link.asked(b"EVALSHA") > asked + 1)
+    assert one.store.report().waiting == 1
+    assert head_in(server) == (P, OTHER)
+    assert answered_by(one) == ME
+
+    assert other.store.complete(claim_of(OTHER), payload_of(claim_of(OTHER), OTHER), TTL)
+    eventually(lambda: not one.store.report().waiting)
+    assert (answered_by(one), answered_by(other)) == (ME, OTHER)
+    assert len(reports(caplog)) == 1
+
+
+@pytest.mark.parametrize("ending", ["forget", "lapse"])
+def test_ours_is_written_when_the_other_one_gives_up(worker: Workers, server: redis.Redis, ending: str) -> None:
+    one, other = worker(), worker()
+    theirs = claim_of(OTHER, lease_ms=LEASE if ending == "forget" else 200)
+    other.store.claim(theirs)
+    cut_off(one)
+    finish(one)
+    one.link.open()
+    eventually(lambda: one.store.report().redis_available)
+    if ending == "forget":
+        other.store.forget(theirs)
+    eventually(lambda: head_in(server) == (D, ME))
+    eventually(lambda: not one.store.report().waiting)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "stands"),
+    [
+        (record_of(D), True),
+        (record_of(D, fingerprint=DIFFERENT), True),
+        (record_of(F, fingerprint=DIFFERENT), True),
+        (record_of(P, fingerprint=DIFFERENT, deadline=1_000_000_000_000), True),
+        (b"damaged", True),
+        (b"\x02newer", True),
+        (record_of(F), False),
+        (record_of(P, deadline=1_000_000_000_000), False),
+    ],
+    ids=["done", "foreign done", "foreign failed", "foreign lapsed", "damaged", "newer", "failed", "lapsed"],
+)
+def test_what_stands_on_redis_stands_unless_its_request_is_ours(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture, theirs: bytes, stands: bool
+) -> None:
+    one = worker()
+    cut_off(one)
+    finish(one)
+    server.set(KEY, theirs, px=TTL)
+    recovered(one)
+    assert (server.get(KEY) == theirs) is stands
+    assert stands or head_in(server) == (D, ME)
+    assert answered_by(one) == ME, "this host goes on with what its clients have been told"
+    assert len(reports(caplog)) == stands
+    for record in reports(caplog):
+        assert record.levelname == "ERROR"
+        assert record.__dict__["idempotency_key"] == KEY
+
+
+def test_of_two_hosts_that_ran_one_request_the_first_to_come_back_counts(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other, third = worker(), worker(), worker()
+    for each, owner in ((one, ME), (other, OTHER)):
+        cut_off(each)
+        finish(each, owner)
+    recovered(one)
+    recovered(other)
+    assert head_in(server) == (D, ME)
+    assert (answered_by(one), answered_by(other), answered_by(third)) == (ME, OTHER, ME)
+    assert len(reports(caplog)) == 1
+
+
+@pytest.mark.parametrize("policy", OnOutage)
+@pytest.mark.parametrize("event", ["claim", "renew", "complete", "fail", "forget"])
+def test_a_reply_that_was_lost_is_made_good(worker: Workers, server: redis.Redis, policy: OnOutage, event: str) -> None:
+    one, other = worker(), worker()
+    mine = claim_of(on_outage=policy)
+    if event != "claim":
+        one.store.claim(mine)
+    one.link.lose_replies_to(b"EVALSHA")
+    if event != "claim":
+        assert do(one.store, event, mine) is True
+    elif policy is OnOutage.LOCAL:
+        assert one.store.claim(mine) == Claimed(1)
+    else:
+        with pytest.raises(StoreError) as caught:
+            one.store.claim(mine)
+        assert caught.value.outage
+        assert one.local.get(KEY) is None
+    applied = {"claim": (P, ME), "renew": (P, ME), "complete": (D, ME), "fail": (F, ME), "forget": None}[event]
+    assert head_in(server) == applied
+
+    recovered(one)
+    if event == "claim" and policy is not OnOutage.LOCAL:
+        assert server.get(KEY) is None, "nobody runs it, so nobody may be kept from it"
+        assert other.store.claim(claim_of(OTHER, fingerprint=DIFFERENT)) == Claimed(1)
+    else:
+        assert head_in(server) == applied
+
+
+def test_every_claim_of_unknown_fate_is_forgotten(worker: Workers, server: redis.Redis) -> None:
+    """A client that got 503 tries again, and the second claim is lost like the first."""
+    one, other = worker(), worker()
+    one.link.lose_replies_to(b"EVALSHA")
+    for owner in (ME, OTHER):
+        with pytest.raises(StoreError):
+            one.store.claim(claim_of(owner, on_outage=OnOutage.REJECT))
+    assert head_in(server) == (P, ME)
+    recovered(one)
+    assert server.get(KEY) is None
+    assert other.store.claim(claim_of(THIRD)) == Claimed(1)
+
+
+def test_plain_values_follow_too(worker: Workers, server: redis.Redis) -> None:
+    one = worker()
+    one.store.set(key_of(1), b"old", TTL)
+    one.store.set(key_of(2), b"old", TTL)
+    cut_off(one)
+    one.store.set(key_of(1), b"", 60_000)
+    assert one.store.delete(key_of(2)) is True
+    assert one.store.delete(key_of(2)) is False
+    one.store.set(key_of(3), b"\x00", TTL)
+    assert [one.store.get(key_of(number)) for number in (1, 2, 3)] == [b"", None, b"\x00"]
+    recovered(one)
+    assert server.mget([key_of(number) for number in (1, 2, 3)]) == [b"", None, b"\x00"]
+    assert 50_000 < server.pttl(key_of(1)) <= 60_000
+
+
+def test_what_has_expired_meanwhile_is_not_written(worker: Workers, server: redis.Redis) -> None:
+    one = worker()
+    cut_off(one)
+    mine = claim_of(lease_ms=50, ttl_ms=50)
+    one.store.claim(mine)
+    eventually(lambda: one.local.get(KEY) is None)
+    recovered(one)
+    assert server.get(KEY) is None
+
+
+@pytest.mark.parametrize("event", ["renew", "complete", "fail"])
+def test_a_redis_that_comes_back_empty_gets_what_still_runs(worker: Workers, server: redis.Redis, event: str) -> None:
+    one, other = worker(), worker()
+    one.store.claim(claim_of())
+    finish(one, key=key_of(1))
+    server.flushall()
+    assert do(one.store, event, claim_of()) is True
+    assert head_in(server) == ({"renew": P, "complete": D, "fail": F}[event], ME)
+    assert answered_by(one, key_of(1)) == ME
+    if event == "complete":
+        assert isinstance(other.store.claim(claim_of(OTHER)), Found)
+
+
+def test_many_records_are_written_back(worker: Workers, server: redis.Redis) -> None:
+    one = worker(threshold=500)
+    cut_off(one)
+    for number in range(200):
+        finish(one, key=key_of(number))
+    assert one.store.report().waiting == 200
+    recovered(one)
+    assert server.dbsize() == 200
+
+
+def test_a_record_that_cannot_be_written_does_not_hold_the_breaker_open(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = worker()
+    server.rpush(KEY, "somebody else's list")
+    cut_off(one)
+    finish(one)
+    finish(one, key=key_of(1))
+    one.link.open()
+    eventually(lambda: one.store.report().redis_available, within=2)
+    assert head_in(server, key_of(1)) == (D, ME)
+    assert server.lrange(KEY, 0, -1) == [b"somebody else's list"]
+    assert any(KEY in str(record.__dict__.get("idempotency_key")) for record in caplog.records), "it is reported"
+
+
+def test_a_full_redis_gets_the_rest_when_it_has_room(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = worker()
+    cut_off(one)
+    finish(one)
+    server.config_set("maxmemory", 1)
+    one.link.open()
+    eventually(lambda: one.store.report().redis_available)
+    assert one.store.report().waiting == 1
+    server.config_set("maxmemory", 0)
+    recovered(one)
+    assert head_in(server) == (D, ME)
+
+
+def test_a_full_redis_is_not_an_outage_that_comes_and_goes(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = worker()
+    one.store.claim(claim_of())
+    server.config_set("maxmemory", 1)
+    for number in range(100):
+        with suppress(StoreFull):
+            one.store.claim(claim_of(key=key_of(number)))
+        time.sleep(0.005)
+    assert sum(record.levelno == logging.ERROR for record in caplog.records) <= 1
+
+
+class Interrupted(RedisStore):
+    """A store in which something happens just before or after a record is written back."""
+
+    before: Callable[[], object] | None = None
+    after: Callable[[], object] | None = None
+
+    def restore(self, key: str, record: bytes, ttl_ms: int, lease_ms: int) -> Restored:
+        before, self.before = self.before, None
+        if before:
+            before()
+        restored = super().restore(key, record, ttl_ms, lease_ms)
+        after, self.after = self.after, None
+        if after:
+            after()
+        return restored
+
+    def set(self, key: str, value: bytes, ttl_ms: int) -> None:
+        super().set(key, value, ttl_ms)
+        if threading.current_thread().name == "idempotency-probe" and self.after:
+            after, self.after = self.after, None
+            after()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("event", ["complete", "fail", "forget"])
+def test_a_request_that_ends_while_its_claim_is_written_back_ends_on_redis_too(
+    worker: Workers, server: redis.Redis, event: str, moment: str
+) -> None:
+    one = worker(of=Interrupted)
+    assert isinstance(one.shared, Interrupted)
+    mine = claim_of()
+    one.store.claim(mine)
+    cut_off(one)
+    one.store.renew([mine])  # what the heartbeat does, with the very claim that the request ends with
+    setattr(one.shared, moment, lambda: do(one.store, event, mine))
+    recovered(one)
+    assert head_in(server) == {"complete": (D, ME), "fail": (F, ME), "forget": None}[event]
+
+
+def test_a_request_that_ends_just_when_redis_is_back_ends_there_once(worker: Workers, server: redis.Redis) -> None:
+    """One failure does not open the breaker, so that the end of the request overtakes the write-back."""
+    for event in ("fail", "forget"):
+        server.flushall()
+        one = worker(of=Interrupted)
+        assert isinstance(one.shared, Interrupted)
+        mine = claim_of()
+        one.link.cut()
+        one.store.claim(mine)
+        one.shared.before = lambda one=one, mine=mine, event=event: do(one.store, event, mine)
+        one.link.open()
+        eventually(lambda one=one: one.shared.before is None)
+        recovered(one)
+        assert head_in(server) == ((F, ME) if event == "fail" else None)
+
+
+def test_a_value_that_is_set_again_while_it_is_written_back_is_not_lost(worker: Workers, server: redis.Redis) -> None:
+    one = worker(of=Interrupted)
+    assert isinstance(one.shared, Interrupted)
+    cut_off(one)
+    one.store.set(KEY, b"first", TTL)
+    one.shared.after = lambda: one.store.set(KEY, b"second", TTL)
+    recovered(one)
+    assert server.get(KEY) == b"second"
+
+
+def test_a_full_local_tier_keeps_an_outcome_that_is_on_its_way(worker: Workers, server: redis.Redis) -> None:
+    one, other = worker(timeout=0.4, threshold=1), worker()
+    one.store.claim(claim_of())
+    one.link.freeze()
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(one.store.complete, claim_of(), payload_of(claim_of(), ME), TTL)
+        eventually(lambda: (record := one.local.get(KEY)) and read_head(record).state is D)
+        with suppress(StoreFull):
+            one.store.claim(claim_of(OTHER, key_of(1)))
+        assert ending.result(5) is True
+    recovered(one)
+    assert answered_by(other) == ME
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_server_that_is_restarted_gets_everything(
+    new_redis: Callable[..., RedisProcess], connect: Connect, persistent: bool
+) -> None:
+    server = new_redis(persistent=persistent).start()
+    one, other = (TieredStore(memory(), connect(server.port)) for _ in range(2))
+    running, done = claim_of(), claim_of(key=key_of(1))
+    for claim in (running, done):
+        one.claim(claim)
+    server.stop()
+    assert one.complete(done, payload_of(done, ME), TTL)
+    assert one.renew([running]) == [True]
+    server.start()
+    eventually(lambda: one.report().redis_available and not one.report().waiting)
+    with server.client() as client:
+        assert head_in(client) == (P, ME)
+        assert head_in(client, done.key) == (D, ME)
+    assert isinstance(other.claim(claim_of(OTHER)), Found)
+    assert one.complete(running, payload_of(running), TTL)
+    eventually(lambda: not alive("probe"))
+
+
+def test_a_late_worker_does_not_win_by_an_outage(
+    worker: Workers, server: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its lease ends on Redis while it is cut off; another takes over and finishes; then the late one comes back."""
+    late, other = worker(), worker()
+    mine = claim_of(lease_ms=50)
+    late.store.claim(mine)
+    cut_off(late)
+    theirs = claim_of(OTHER, attempt=2)
+    eventually(lambda: other.store.claim(theirs) == Claimed(2))
+    other.store.complete(theirs, payload_of(theirs, OTHER), TTL)
+    late.store.complete(mine, payload_of(mine, ME), TTL)
+    recovered(late)
+    assert head_in(server) == (D, OTHER)
+    assert answered_by(other) == OTHER
+    assert len(reports(caplog)) == 1
+    assert read_head(server.get(KEY)).fingerprint == SAME
