@@ -259,7 +259,7 @@ def test_an_app_starts_while_its_redis_is_down(opened: Opened, new_redis: Callab
     ],
 )
 def test_settings_that_the_client_refuses_are_a_configuration_error(opened: Opened, config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be (set up|read)"):
+    with pytest.raises(ConfigurationError, match=r"cannot be (set up|read)"):
         opened({f"IDEMPOTENCY_CACHE_{key}": value for key, value in config.items()})
 
 
