@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-REDIS = ["redis>=5.2.0"]
+REDIS = ["redis>=7.0.1"]
 STRIPE = ["stripe>=14.0.0", "requests>=2.32.2"]
 EXAMPLE = [*REDIS, *STRIPE, "flask-sqlalchemy>=3.1.1", "sqlalchemy>=2.0.30"]
 
@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=["flask_idempotent", "flask_idempotent.*"]),
     package_data={"flask_idempotent": ["py.typed"]},
     python_requires=">=3.11",
-    install_requires=["flask>=3.0.3", "flask-caching>=2.5.0", "cachelib>=0.17.0", "werkzeug>=3.0.6"],
+    install_requires=["flask>=3.1.0", "flask-caching>=2.5.0", "cachelib>=0.17.0", "werkzeug>=3.1.0"],
     extras_require={
         "redis": REDIS,
         "stripe": STRIPE,

@@ -6,12 +6,12 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Final, cast
 
-from flask import has_request_context, request
+from flask import Request, has_request_context, request
 from werkzeug.local import LocalProxy
 
 from .core.digest import combine
 
-_ACTIVE: Final = "flask_idempotent.active"
+_ACTIVE: Final = "_idempotency"
 
 
 @dataclass(slots=True)
@@ -52,21 +52,27 @@ class Active:
         return combine("derived key 1", self._seed, purpose.encode()).hex()
 
 
+def _request() -> Request:
+    found: Request = request._get_current_object()  # type: ignore[attr-defined]
+    return found
+
+
 def is_active() -> bool:
     """Whether the current request is already inside a guarded view."""
-    return _ACTIVE in request.environ
+    return _ACTIVE in vars(_request())
 
 
 def activate(active: Active) -> None:
     """Let ``current_idempotency`` be ``active`` for the rest of the request, its streamed answer included.
 
-    It hangs on the request and not on ``g``: an application context may outlive many requests.
+    It hangs on the request object: an application context may outlive many requests, and a middleware may send one
+    environ through the app twice.
     """
-    request.environ[_ACTIVE] = active
+    vars(_request())[_ACTIVE] = active
 
 
 def _find() -> Active:
-    active = request.environ.get(_ACTIVE) if has_request_context() else None
+    active = vars(_request()).get(_ACTIVE) if has_request_context() else None
     if active is None:
         raise RuntimeError("current_idempotency is only there while a view with @idempotent runs")
     return cast(Active, active)

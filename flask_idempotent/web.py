@@ -107,20 +107,25 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
     scope = Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
     digest = scope.digest(key)
+    credentials = b"" if is_known(principal) else request.headers.get("Authorization", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
-        credentials = b"" if principal is not None else request.headers.get("Authorization", "").encode()
         body_digest = (body or _body(request, settings)).digest
         mark = _fingerprint(request, settings, body_digest, credentials)
     elif callable(readers.fingerprint):
         told = readers.fingerprint(request)
-        mark = combine("told fingerprint 1", told.encode() if isinstance(told, str) else told)
+        mark = combine("told fingerprint 1", told.encode() if isinstance(told, str) else told, credentials)
     else:
-        mark = combine("no fingerprint 1")
+        mark = combine("no fingerprint 1", credentials)
     return Incoming(key, digest, storage_key(settings.key_prefix, digest), mark)
 
 
+def is_known(principal: Principal) -> bool:
+    """Whether a principal names the caller; a tuple does when all of its parts are known."""
+    return all(map(is_known, principal)) if isinstance(principal, tuple) else principal is not None
+
+
 def principal_bytes(principal: Principal) -> bytes:
-    """A principal in bytes that no other principal shares.
+    """A principal in bytes that no other principal shares; empty where it is None.
 
     :raises TypeError: it is not made of str, int, bytes, UUID and tuples of these.
     """

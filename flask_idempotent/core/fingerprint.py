@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
+from operator import itemgetter
 from typing import Any, Final
 
 from .digest import combine
@@ -48,8 +49,11 @@ def fingerprint(
 
 
 def pairs(items: Iterable[tuple[str, str]]) -> bytes:
-    """Name and value pairs, sorted, in bytes that cannot be mistaken for other pairs."""
-    ordered = sorted(items)
+    """Name and value pairs, sorted by name, in bytes that cannot be mistaken for other pairs.
+
+    The values of one name keep their order: in a form of several rows, that is what says which belong together.
+    """
+    ordered = sorted(items, key=itemgetter(0))
     return combine("pairs", *(part.encode("utf-8", "surrogatepass") for pair in ordered for part in pair))
 
 

@@ -94,12 +94,20 @@ class Guard:
             return Unprotected()
         if isinstance(answer, Claimed):
             claim = replace(claim, attempt=answer.attempt)
-            self._heartbeat.add(claim)
-            self._observe(Occurrence(Outcome.CLAIMED, key))
-            return Run(claim)
+            return self._started(Run(claim))
         verdict = self._wait(answer, claim)
         self._observe(Occurrence(_NAMES[type(verdict)], key))
         return verdict
+
+    def _started(self, run: Run) -> Run:
+        """Keep the lease from now on. What goes wrong before the view runs must not leave the key taken."""
+        try:
+            self._heartbeat.add(run.claim)
+            self._observe(Occurrence(Outcome.CLAIMED, run.claim.key))
+        except BaseException:
+            self.forget(run)
+            raise
+        return run
 
     def _wait(self, found: Found, claim: Claim) -> Verdict:
         """A waiter never runs the view: it gets the outcome, or is told to come back."""

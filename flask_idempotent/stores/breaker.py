@@ -62,7 +62,11 @@ class Breaker:
             if self._prober is not None and self._prober[0] == os.getpid():
                 return
             prober = (os.getpid(), object())
-            threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
+            try:
+                threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
+            except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
+                log.warning("idempotency: Redis cannot be looked for: %s", error)
+                return
             self._prober = prober
 
     def stop(self) -> None:

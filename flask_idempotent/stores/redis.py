@@ -36,7 +36,7 @@ _OUTAGES: Final = (
     exceptions.ClusterDownError,
     exceptions.TryAgainError,
 )
-_UNWRITABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ")  # up, but taking no writes; redis-py has no class for these
+_UNWRITABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ", "MASTERDOWN", "CLUSTERDOWN")  # not all have a class everywhere
 _NO_OUTAGES: Final = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.MaxConnectionsError)
 
 
@@ -188,7 +188,7 @@ class RedisStore:
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         self._wakeups.close()
-        self._client.connection_pool.disconnect()
+        self._client.connection_pool.disconnect(inuse_connections=False)
 
     def _run(self, name: str, key: str, *args: bytes | int) -> Any:
         with _translated():

@@ -7,14 +7,14 @@ written to Redis when Redis is back.
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
-from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
+from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, StoreFull, TimedOut
 from .breaker import Breaker
 from .memory import MemoryStore
 from .redis import RedisStore, Restored
@@ -22,15 +22,19 @@ from .redis import RedisStore, Restored
 log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
+DELETION_MS: Final = 86_400_000  # for how long a deletion that Redis missed is remembered
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Debt:
     """What Redis has missed under one key. Each change makes a new debt, so that none is settled by an older one.
 
     :param claims: those of this process that Redis may know by now, the latest last; none for a plain value.
+    :param expires: when nothing of it can be left anywhere, in monotonic seconds.
     """
 
     claims: tuple[Claim, ...]
+    expires: float
 
 
 class TieredStore:
@@ -44,7 +48,8 @@ class TieredStore:
         self._local = local
         self._shared = shared
         self._breaker = Breaker(self._recover)
-        self._debts: dict[str, Debt] = {}
+        self._lock = threading.Lock()
+        self._debts: dict[str, Debt] = {}  # the oldest first
         self._reported: set[str] = set()  # keys whose write-back has failed in a way that was logged
         local.allow_dropping(self._is_copy)
 
@@ -81,7 +86,7 @@ class TieredStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later."""
-        return self._end(claim, "complete", payload, ttl_ms)
+        return self._end(claim, "complete", payload, ttl_ms, ttl_ms=ttl_ms)
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -113,17 +118,14 @@ class TieredStore:
 
     def set(self, key: str, value: bytes, ttl_ms: int) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        with self._owing(key):
-            self._local.set(key, value, ttl_ms)
-            self._ask(self._shared.set, key, value, ttl_ms)
+        args = (key, value, ttl_ms)
+        self._both(key, (), ttl_ms, lambda: self._local.set(*args), lambda: self._shared.set(*args))
 
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        there = False
-        with self._owing(key):
-            here = self._local.delete(key)
-            there = self._ask(self._shared.delete, key)
-        return here or there
+        here = self._local.get(key) is not None
+        there = self._both(key, (), DELETION_MS, lambda: self._local.delete(key), lambda: self._shared.delete(key))
+        return here or bool(there)
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
@@ -150,15 +152,54 @@ class TieredStore:
             self._local.forget(claim)
         return theirs
 
-    def _end(self, claim: Claim, how: str, *args: Any) -> bool:
+    def _end(self, claim: Claim, how: str, *args: Any, ttl_ms: int = 0) -> bool:
         """Complete, fail or forget a claim in both tiers."""
-        if not getattr(self._local, how)(claim, *args):
+
+        def here() -> bool:
+            try:
+                return bool(getattr(self._local, how)(claim, *args))
+            except StoreFull:  # the record was lost here and has no room; Redis may have some
+                return True
+
+        def there() -> bool:
+            return bool(getattr(self._shared, how)(claim, *args))
+
+        ended = self._both(claim.key, (claim,), ttl_ms, here, there) is not False
+        if not ended:
+            self._drop_own(claim)
+        return ended
+
+    def _drop_own(self, claim: Claim) -> None:
+        """Another worker has the key on Redis: its word counts here, too."""
+        record = self._local.get(claim.key)
+        if record is not None and record[OWNER] == claim.owner:
+            self._local.delete(claim.key)
+
+    def _both(
+        self, key: str, claims: tuple[Claim, ...], ttl_ms: int, here: Callable[[], Any], there: Callable[[], Any]
+    ) -> Any:
+        """Do a thing in both tiers: False or an error here ends it, and what Redis misses it is owed.
+
+        :return: what Redis said, or what was said here when it could not be asked.
+        """
+        earlier = self._debts.get(key)
+        debt = self._note(key, claims, ttl_ms)  # first, so that nobody takes what changes here for a mere copy
+        try:
+            kept = here()
+        except StoreError:
+            self._unnote(key, debt, earlier)
+            raise
+        if kept is False and claims:
+            self._unnote(key, debt, earlier)
             return False
-        with self._owing(claim.key, claim):
-            if not self._ask(getattr(self._shared, how), claim, *args):
-                self._local.delete(claim.key)  # another worker has the key: its word counts here, too
-                return False
-        return True
+        try:
+            told = self._ask(there)
+        except StoreError:
+            self._note(key, claims, ttl_ms)
+            self._breaker.probe()
+            return kept
+        self._paid(key, debt)
+        return told
 
     def _ask(self, call: Callable[..., Answer], *args: Any) -> Answer:
         """Ask Redis, unless it is known to be away."""
@@ -174,31 +215,40 @@ class TieredStore:
         self._breaker.succeeded()
         return answer
 
-    @contextmanager
-    def _owing(self, key: str, *claims: Claim) -> Iterator[None]:
-        """Owe Redis the state of a key until the block has told it; for good where it could not."""
-        debt = self._note(key, claims)
-        try:
-            yield
-        except StoreError:
-            self._breaker.probe()
-        else:
-            self._paid(key, debt)
-
     def _owe(self, key: str, claim: Claim) -> None:
         self._note(key, (claim,))
         self._breaker.probe()
 
-    def _note(self, key: str, claims: tuple[Claim, ...]) -> Debt:
+    def _note(self, key: str, claims: tuple[Claim, ...], ttl_ms: int = 0) -> Debt:
         earlier = self._debts.get(key)
         known = {each.owner: each for each in (*(earlier.claims if earlier else ()), *claims)}
-        debt = self._debts[key] = Debt(tuple(known.values()))
+        kept_ms = max(ttl_ms, *(max(each.terms.ttl_ms, each.terms.lease_ms) for each in known.values()), 0)
+        debt = Debt(tuple(known.values()), time.monotonic() + kept_ms / 1000)
+        with self._lock:
+            self._debts.pop(key, None)
+            self._debts[key] = debt  # to the end of the line
+            self._drop_expired()
         return debt
 
+    def _drop_expired(self) -> None:
+        """In a long outage, forget what has expired; the oldest stand first. Hold the lock."""
+        now = time.monotonic()
+        while (oldest := next(iter(self._debts.items()), None)) and oldest[1].expires < now:
+            del self._debts[oldest[0]]
+            self._reported.discard(oldest[0])
+
     def _paid(self, key: str, debt: Debt) -> None:
-        if self._debts.get(key) is debt:
-            del self._debts[key]
-            self._reported.discard(key)
+        with self._lock:
+            if self._debts.get(key) is debt:
+                del self._debts[key]
+                self._reported.discard(key)
+
+    def _unnote(self, key: str, debt: Debt, earlier: Debt | None) -> None:
+        """Nothing has changed here: what was owed before is owed still."""
+        self._paid(key, debt)
+        if earlier is not None:
+            with self._lock:
+                self._debts.setdefault(key, earlier)
 
     def _is_copy(self, key: str) -> bool:
         """Whether a full local tier may drop a settled record: Redis has it, too, and can be asked."""
@@ -207,7 +257,9 @@ class TieredStore:
     def _recover(self) -> bool:
         """Write back what Redis has missed; whether all of it is settled."""
         self._shared.ping()
-        for key, debt in list(self._debts.items()):
+        with self._lock:
+            debts = list(self._debts.items())
+        for key, debt in debts:
             try:
                 if self._write_back(key, debt):
                     self._paid(key, debt)

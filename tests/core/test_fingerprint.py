@@ -329,7 +329,7 @@ def test_any_bytes_have_a_digest(body: bytes) -> None:
 def test_a_body_made_to_be_slow_is_digested_in_time(body: bytes) -> None:
     started = time.perf_counter()
     json_body(body)
-    assert time.perf_counter() - started < (3 if len(body) > 100_000 else 0.3)
+    assert time.perf_counter() - started < (5 if len(body) > 100_000 else 1)
 
 
 # Members that do not count
@@ -404,11 +404,20 @@ fields = st.lists(st.tuples(texts, texts), max_size=4)
 @example([], [("", "")])
 @example([("\ud800", "")], [("\ud801", "")])
 @example([("\ud800", "")], [("?", "")])
-def test_pairs_are_the_same_exactly_when_they_are_the_same_but_for_their_order(
+def test_pairs_are_the_same_exactly_when_each_name_has_the_same_values_in_the_same_order(
     one: list[tuple[str, str]], other: list[tuple[str, str]]
 ) -> None:
-    assert (pairs(one) == pairs(other)) is (sorted(one) == sorted(other))
-    assert pairs(one) == pairs(reversed(one))
+    def by_name(pair: tuple[str, str]) -> str:
+        return pair[0]
+
+    assert (pairs(one) == pairs(other)) is (sorted(one, key=by_name) == sorted(other, key=by_name))
+    assert pairs(one) == pairs(sorted(one, key=by_name, reverse=True))
+
+
+def test_the_rows_of_a_form_are_not_mixed_up() -> None:
+    one = [("item", "tea"), ("qty", "1"), ("item", "gold"), ("qty", "9")]
+    assert pairs(one) != pairs([("item", "tea"), ("qty", "9"), ("item", "gold"), ("qty", "1")])
+    assert pairs(one) == pairs([("item", "tea"), ("item", "gold"), ("qty", "1"), ("qty", "9")])
 
 
 def test_a_field_is_not_a_file_and_a_file_does_not_move_to_another_field() -> None:

@@ -246,6 +246,29 @@ def test_only_a_request_that_runs_has_its_lease_renewed_and_only_while_it_runs(w
     assert other.heartbeat.claims == {}
 
 
+@pytest.mark.parametrize("trouble", ["heartbeat", "observer"])
+def test_a_view_that_cannot_start_leaves_its_key_free(
+    trouble: str, worker: Worker, other: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of threads, say: nothing has happened yet, and nobody must wait a lease for it."""
+
+    def fail(claim: Claim) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def fail_at_first(occurrence: Occurrence) -> None:
+        if occurrence.outcome is Outcome.CLAIMED:
+            raise RuntimeError("an observer's mistake")
+
+    if trouble == "heartbeat":
+        monkeypatch.setattr(worker.heartbeat, "add", fail)
+    else:
+        monkeypatch.setattr(worker.guard, "_observe", fail_at_first)
+    with pytest.raises(RuntimeError):
+        worker.begin()
+    assert not worker.heartbeat.claims
+    assert other.run(fingerprint=OTHER_REQUEST).claim.attempt == 1
+
+
 class Recording:
     """Passes on to a store what is asked of it, and notes the order."""
 

@@ -357,7 +357,7 @@ def test_one_thread_serves_many_short_requests(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(threading.Thread, "start", count)
     world = World()
     for n in range(100):
-        world.heartbeat.discard(world.add(f"k{n}"))
+        world.heartbeat.discard(world.add(f"k{n}", lease_ms=30_000))
         started[0].join(0.001)  # its chance to see that there is nothing left
     monkeypatch.setattr(lease, "IDLE_SECONDS", 0.01)
     world.heartbeat.discard(world.add("last"))

@@ -54,8 +54,10 @@ class Worker:
     shared: RedisStore = field(repr=False)
 
 
-def memory(threshold: int = 1000, clock: Callable[[], int] | None = None) -> MemoryStore:
-    return MemoryStore(RecordCache(threshold), clock)
+def memory(
+    threshold: int = 1000, clock: Callable[[], int] | None = None, of: type[MemoryStore] = MemoryStore
+) -> MemoryStore:
+    return of(RecordCache(threshold), clock)
 
 
 @pytest.fixture
@@ -148,9 +150,15 @@ def worker(
     monkeypatch.setattr(breaker, "LEFTOVER_SECONDS", 0.02)
     workers: list[Worker] = []
 
-    def start(*, timeout: float = 2.0, threshold: int = 1000, of: type[RedisStore] = RedisStore) -> Worker:
+    def start(
+        *,
+        timeout: float = 2.0,
+        threshold: int = 1000,
+        of: type[RedisStore] = RedisStore,
+        local_of: type[MemoryStore] = MemoryStore,
+    ) -> Worker:
         link = Link(redis_server.port)
-        local, shared = memory(threshold), connect(link.port, timeout, of=of)
+        local, shared = memory(threshold, of=local_of), connect(link.port, timeout, of=of)
         workers.append(Worker(TieredStore(local, shared), link, local, shared))
         return workers[-1]
 

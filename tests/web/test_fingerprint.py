@@ -197,6 +197,18 @@ def test_a_chunked_body_is_the_same_as_one_with_a_length(guarded: Callable[..., 
         assert_replay(chunked, answer)
 
 
+@pytest.mark.parametrize("name", ["If-Match", "If-None-Match", "If-Unmodified-Since", "Range"])
+def test_a_condition_makes_another_request(guarded: Callable[..., Server], runs: Runs, name: str) -> None:
+    """What was answered to a condition, or to a part, is not replayed to a request without it."""
+    server = guarded(lambda: ({"run": runs(), "condition": request.headers.get(name)}, 200))
+    answer = server.post(key="k", headers={name: "one"})
+    assert_original(answer, 200)
+    assert_problem(server.post(key="k", headers={name: "two"}), "key-reused")
+    assert_problem(server.post(key="k"), "key-reused")
+    assert_replay(server.post(key="k", headers={name: "one", "X-Other": "1"}), answer)
+    assert runs.count == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -441,7 +453,7 @@ def test_the_view_finds_its_request_as_without_the_guard(
     }
 
 
-LIMITS: dict[str, tuple[dict[str, int], str, tuple[str, bytes], int]] = {
+LIMITS: dict[str, tuple[dict[str, int], str, tuple[str, bytes], int | None]] = {
     "JSON": ({"MAX_CONTENT_LENGTH": 1000}, "get_data", (JSON, json.dumps("x" * 2000).encode()), 413),
     "JSON at the limit": ({"MAX_CONTENT_LENGTH": 1000}, "get_data", (JSON, json.dumps("x" * 998).encode()), 200),
     "one byte over": ({"MAX_CONTENT_LENGTH": 1000}, "get_data", (JSON, json.dumps("x" * 999).encode()), 413),
@@ -450,7 +462,7 @@ LIMITS: dict[str, tuple[dict[str, int], str, tuple[str, bytes], int]] = {
     "octets": ({"MAX_CONTENT_LENGTH": 1000}, "stream", (BINARY, bytes(2000)), 413),
     "octets at the limit": ({"MAX_CONTENT_LENGTH": 1000}, "stream", (BINARY, bytes(1000)), 200),
     "2 MiB of octets": ({"MAX_CONTENT_LENGTH": 1000}, "stream", (BINARY, BIG), 413),
-    "a form is no form memory": ({"MAX_FORM_MEMORY_SIZE": 1000}, "form", (FORM, b"a=" + b"x" * 2000), 200),
+    "a form is no form memory": ({"MAX_FORM_MEMORY_SIZE": 1000}, "form", (FORM, b"a=" + b"x" * 2000), None),
     "multipart memory": ({"MAX_FORM_MEMORY_SIZE": 1000}, "form", multipart("a=" + "x" * 2000)[::-1], 413),
     "a large file is no form memory": (
         {"MAX_FORM_MEMORY_SIZE": 100_000},
@@ -464,17 +476,17 @@ LIMITS: dict[str, tuple[dict[str, int], str, tuple[str, bytes], int]] = {
 
 @pytest.mark.parametrize(("limits", "name", "sent", "status"), LIMITS.values(), ids=LIMITS.keys())
 def test_a_body_over_the_limits_of_the_app_gets_413_as_without_the_guard(
-    twins: Callable[..., Server], limits: dict[str, int], name: str, sent: tuple[str, bytes], status: int
+    twins: Callable[..., Server], limits: dict[str, int], name: str, sent: tuple[str, bytes], status: int | None
 ) -> None:
     server = twins(probe, InMemoryRequest, **limits)
     plain, guarded = (ask(server, twin, name, *sent, key="k") for twin in ("plain", "guarded"))
-    assert plain[0] == status
+    assert plain[0] == status or status is None  # None: releases of Werkzeug differ
     assert guarded == plain
 
 
 @pytest.mark.parametrize(("limits", "name", "sent", "status"), LIMITS.values(), ids=LIMITS.keys())
 def test_the_limits_of_the_app_hold_for_chunked_bodies(
-    twins: Callable[..., Server], limits: dict[str, int], name: str, sent: tuple[str, bytes], status: int
+    twins: Callable[..., Server], limits: dict[str, int], name: str, sent: tuple[str, bytes], status: int | None
 ) -> None:
     """Werkzeug cuts some of them off at the limit and says nothing; the guard may not let more through than that."""
     server = twins(probe, InMemoryRequest, **limits)

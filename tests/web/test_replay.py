@@ -400,7 +400,7 @@ SHAPES: dict[str, Callable[[bytes], Any]] = {
     "bytes": lambda body: body,
     "Response": lambda body: Response(body, headers={"X-Kept": "1"}),
     "list": lambda body: Response([body[:1], body[1:]]),
-    "generator": lambda body: (body[at : at + 100] for at in range(0, len(body), 100)),
+    "generator": lambda body: (body[at : at + 777] for at in range(0, len(body), 777)),
     "file": lambda body: send_file(io.BytesIO(body), mimetype="text/plain"),
 }
 

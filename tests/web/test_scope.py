@@ -337,7 +337,8 @@ def test_a_loader_comes_before_flask_login(app_with_login: Flask, serve: Any, ru
     app_with_login.extensions["idempotency"].principal_loader(lambda: request.headers["X-Tenant"])
     server = serve(app_with_login)
     answer = server.post(key="k", headers={"X-User": "alice", "X-Tenant": "t-1"})
-    assert_replay(server.post(key="k", headers={"X-User": "bob", "X-Tenant": "t-1"}), answer)
+    again = server.post(key="k", headers={"X-User": "bob", "X-Tenant": "t-1"})
+    assert (again.json(), again.headers.get(REPLAYED)) == (answer.json(), "true")  # Flask adds a Vary by the session
     assert_original(server.post(key="k", headers={"X-User": "alice", "X-Tenant": "t-2"}))
     assert runs.count == 2
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,12 +21,14 @@ from flask_idempotent import ConfigurationError, Idempotency, current_idempotenc
 from .conftest import (
     HEADER,
     REPLAYED,
+    Client,
     Runs,
     Server,
     StoreUnderTest,
     assert_original,
     assert_problem,
     assert_replay,
+    once_ended,
 )
 
 Attach = Callable[[Flask, Runs], str]  # puts a guarded view on an app and returns its path
@@ -558,3 +562,36 @@ class TestUnderPytestFlask:
         assert [answer.headers.get(REPLAYED) for answer in answers] == [None, "true", "true"]
         assert client.post("/", headers={HEADER: "other"}).json["run"] == 2
         assert client.post("/?a=1", headers={HEADER: "k"}) == 422
+
+
+class TestOnALiveServer:
+    """pytest-flask's ``live_server`` forks: what the extension starts, it starts after the fork."""
+
+    @pytest.fixture(scope="session")
+    @classmethod
+    def app(cls) -> Flask:
+        app, runs = Flask("live"), Runs()
+        app.config.update(IDEMPOTENCY_CACHE_TYPE="SimpleCache", IDEMPOTENCY_LEASE=0.3)
+        Idempotency(app)
+
+        @app.post("/")
+        @idempotent
+        def view() -> Any:
+            time.sleep(float(request.args.get("seconds", 0)))
+            return {"run": runs()}, 201
+
+        client = app.test_client()
+        assert client.post("/", headers={HEADER: "parent"}).status_code == 201  # the parent's heartbeat is running
+        return app
+
+    @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+    def test_a_view_longer_than_its_lease_runs_once(self, live_server: Any) -> None:
+        client = Client(live_server.port)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: once_ended(client, path="/?seconds=1"), range(4)))
+        live_server.app.extensions["idempotency"].close(live_server.app)  # the parent's
+        (first,) = (answer for answer in answers if REPLAYED not in answer.headers)
+        assert_original(first)
+        assert first.json() == {"run": 2}, "the first was the parent's"
+        for answer in answers:
+            assert answer is first or assert_replay(answer, first) is None
