@@ -65,7 +65,7 @@ def read_body(request: Request, ignored: frozenset[str]) -> Body:
 
 
 def _parsed(request: Request, stream: IO[bytes], ignored: frozenset[str]) -> Body | None:
-    """Parse a form from its bytes, holding no file in memory; None when there is nothing in it, or it is malformed."""
+    """Parse a form from its bytes, holding no file in memory; None when there are bytes, but no form in them."""
     parser = request.make_form_data_parser()
     parser.stream_factory = _digest_sink
     try:
@@ -74,7 +74,9 @@ def _parsed(request: Request, stream: IO[bytes], ignored: frozenset[str]) -> Bod
         return Body(_rest(stream), refusal=refusal)
     finally:
         stream.seek(0)
-    return _of_form(form.items(multi=True), files.items(multi=True), ignored) if form or files else None
+    empty = not stream.read(1)
+    stream.seek(0)
+    return _of_form(form.items(multi=True), files.items(multi=True), ignored) if form or files or empty else None
 
 
 def _rest(stream: IO[bytes]) -> bytes:

@@ -19,7 +19,7 @@ IDLE_SECONDS = 60.0
 class Heartbeat:
     """Renews every registered claim three times per lease, all of a store's in one call.
 
-    The thread starts with the first claim, after any fork, and ends when there has been nothing to renew for a minute.
+    The thread starts with the first claim, after any fork, and ends when it wakes up and there is nothing to renew.
 
     :param store: where the leases are.
     :param lost: called with a claim that another worker has taken over.

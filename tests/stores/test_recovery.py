@@ -321,18 +321,54 @@ class Interrupted(RedisStore):
             after()
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+class Observed(MemoryStore):
+    """A local tier in which something happens between two of its own steps and those of the worker."""
+
+    before_value: Callable[[], object] | None = None
+    after_outcome: Callable[[], object] | None = None
+    after_second_look: Callable[[], object] | None = None
+    looks = 0
+
+    def take(self, key: str) -> tuple[bytes, int] | None:
+        taken = super().take(key)
+        if self.after_second_look:
+            self.looks += 1
+            if self.looks == 2:
+                self.after_second_look()
+        return taken
+
+    def set(self, key: str, value: bytes, ttl_ms: int) -> None:
+        self._interrupt()
+        super().set(key, value, ttl_ms)
+
+    def delete(self, key: str) -> bool:
+        self._interrupt()
+        return super().delete(key)
+
+    def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        kept = super().complete(claim, payload, ttl_ms)
+        after, self.after_outcome = self.after_outcome, None
+        if after:
+            after()
+        return kept
+
+    def _interrupt(self) -> None:
+        before, self.before_value = self.before_value, None
+        if before:
+            before()
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "after_second_look"])
 @pytest.mark.parametrize("event", ["complete", "fail", "forget"])
 def test_a_request_that_ends_while_its_claim_is_written_back_ends_on_redis_too(
     worker: Workers, server: redis.Redis, event: str, moment: str
 ) -> None:
-    one = worker(of=Interrupted)
-    assert isinstance(one.shared, Interrupted)
+    one = worker(of=Interrupted, local_of=Observed)
     mine = claim_of()
     one.store.claim(mine)
     cut_off(one)
     one.store.renew([mine])  # what the heartbeat does, with the very claim that the request ends with
-    setattr(one.shared, moment, lambda: do(one.store, event, mine))
+    setattr(one.local if "look" in moment else one.shared, moment, lambda: do(one.store, event, mine))
     recovered(one)
     assert head_in(server) == {"complete": (D, ME), "fail": (F, ME), "forget": None}[event]
 
@@ -363,50 +399,27 @@ def test_a_value_that_is_set_again_while_it_is_written_back_is_not_lost(worker: 
     assert server.get(KEY) == b"second"
 
 
-class Observed(MemoryStore):
-    """A local tier in which something happens between two of its own steps and those of the worker."""
-
-    before_value: Callable[[], object] | None = None
-    after_outcome: Callable[[], object] | None = None
-
-    def set(self, key: str, value: bytes, ttl_ms: int) -> None:
-        self._interrupt()
-        super().set(key, value, ttl_ms)
-
-    def delete(self, key: str) -> bool:
-        self._interrupt()
-        return super().delete(key)
-
-    def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        kept = super().complete(claim, payload, ttl_ms)
-        after, self.after_outcome = self.after_outcome, None
-        if after:
-            after()
-        return kept
-
-    def _interrupt(self) -> None:
-        before, self.before_value = self.before_value, None
-        if before:
-            before()
-
-
 @pytest.mark.parametrize("new", [b"new", None])
 def test_a_value_that_changes_while_an_older_one_is_written_back_is_not_lost(
     worker: Workers, server: redis.Redis, new: bytes | None
 ) -> None:
-    """The probe pays what is owed for the key just before it changes."""
+    """The probe pays what is owed for the key just before it changes, and is held up by another key just after."""
     one = worker(of=Interrupted, local_of=Observed)
     assert isinstance(one.shared, Interrupted)
     assert isinstance(one.local, Observed)
     cut_off(one)
     one.store.set(key_of(1), b"old", TTL)
+    changed = threading.Event()
+    one.shared.before = lambda: changed.wait(5)
 
     def pay() -> None:
+        one.store.claim(claim_of(key=key_of(2)))  # owed after the other, so that its turn comes later
         one.link.open()
-        eventually(lambda: server.get(key_of(1)) == b"old")
+        eventually(lambda: server.get(key_of(1)) == b"old" and one.shared.before is None)
 
     one.local.before_value = pay
     one.store.set(key_of(1), new, TTL) if new else one.store.delete(key_of(1))
+    changed.set()
     recovered(one)
     assert server.get(key_of(1)) == new
 

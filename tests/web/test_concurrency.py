@@ -59,6 +59,19 @@ def started(pool: ThreadPoolExecutor, gate: Gate, server: Server, **options: Any
     return sent
 
 
+def count_waits(servers: list[Server]) -> Runs:
+    """Counts the duplicates that have found their key taken and begin to wait."""
+    waits = Runs()
+
+    def counted(store: Any) -> None:
+        wait = store.wait
+        store.wait = lambda *args: (waits(), wait(*args))[1]
+
+    for server in servers:
+        counted(server.app.extensions["idempotency"].state_of(server.app).store)
+    return waits
+
+
 # --- 409 ----------------------------------------------------------------------------------------------------------
 
 
@@ -129,8 +142,9 @@ def test_with_wait_every_duplicate_gets_the_outcome(
     options: dict[str, Any] = {"wait": 10} if how == "route" else {"settings": {"wait": 10}}
     servers = workers(lambda: gated(gate, runs), **options)
     first = started(pool, gate, servers[0])
+    waits = count_waits(servers)
     duplicates = [pool.submit(servers[n % len(servers)].post, key="k") for n in range(20)]
-    time.sleep(0.1)  # most of them are waiting by now; those that come later must get the same
+    eventually(lambda: waits.count == 20)
     assert not [duplicate for duplicate in duplicates if duplicate.done()]
     gate.open()
     for duplicate in duplicates:
@@ -143,8 +157,9 @@ def test_a_waiter_is_answered_as_soon_as_the_outcome_is_there(
 ) -> None:
     servers = workers(lambda: gated(gate, runs), wait=15)
     first = started(pool, gate, servers[0])
+    waits = count_waits(servers)
     waiters = [pool.submit(server.post, key="k") for server in servers]
-    time.sleep(0.1)
+    eventually(lambda: waits.count == len(servers))
     gate.open()
     opened = time.monotonic()
     for waiter in waiters:
@@ -185,8 +200,9 @@ def test_a_waiter_never_runs_the_view_when_the_first_request_comes_to_nothing(
 
     servers = workers(lambda: view, wait=10, **({"save": lambda response: False} if ending == "forgotten" else {}))
     first = started(pool, gate, servers[0])
+    waits = count_waits(servers)
     waiters = [pool.submit(server.post, key="k") for server in servers]
-    time.sleep(0.1)
+    eventually(lambda: waits.count == len(servers))
     gate.open()
     assert REPLAYED not in first.result().headers
     for waiter in waiters:
@@ -210,8 +226,9 @@ def test_waiters_cost_the_worker_no_other_requests(
     server = guarded(view, wait=10)
     first = pool.submit(server.post, "/?slow=1", key="k")
     gate.await_view()
+    waits = count_waits([server])
     waiters = [pool.submit(server.post, "/?slow=1", key="k") for _ in range(40)]
-    time.sleep(0.2)
+    eventually(lambda: waits.count == 40)
     for number in range(5):
         assert_original(server.post(key=f"other-{number}", timeout=3))
     gate.open()

@@ -252,6 +252,28 @@ def test_without_a_principal_another_authorization_under_one_key_gets_422(
     assert runs.count == 1
 
 
+@pytest.mark.parametrize("fingerprint", [None, lambda request: "the same"], ids=["nothing counts", "told"])
+def test_another_authorization_gets_422_whatever_the_route_takes_for_the_content(
+    guarded: Callable[..., Server], runs: Runs, fingerprint: Any
+) -> None:
+    server = guarded(lambda: ({"run": runs()}, 201), fingerprint=fingerprint)
+    answer = server.post(key="k", headers={"Authorization": ALICE}, json={"a": 1})
+    assert_problem(server.post(key="k", headers={"Authorization": BOB}, json={"a": 1}), "key-reused")
+    assert_replay(server.post(key="k", headers={"Authorization": ALICE}, json={"a": 2}), answer)
+    assert runs.count == 1
+
+
+def test_a_principal_that_is_known_in_part_is_not_taken_for_the_caller(make_app: Any, serve: Any, runs: Runs) -> None:
+    """A tenant without its user is shared by all of the tenant's users."""
+    server = serve(app_with_loader(make_app, runs, lambda: ("tenant-1", request.headers.get("X-User"))))
+    answer = server.post(key="k", headers={"Authorization": ALICE})
+    assert_original(answer)
+    assert_problem(server.post(key="k", headers={"Authorization": BOB}), "key-reused")
+    assert_replay(server.post(key="k", headers={"Authorization": ALICE}), answer)
+    assert_original(server.post(key="k", headers={"Authorization": BOB, "X-User": "bob"}))
+    assert runs.count == 2
+
+
 def test_a_basic_user_name_is_not_taken_for_the_caller(make_app: Any, serve: Any, runs: Runs) -> None:
     """Whoever only claims to be Alice must not get an answer under her key, nor block it for her."""
     app = make_app()
