@@ -466,6 +466,25 @@ def test_the_report_names_the_wrong_view_and_leaves_the_right_ones_alone(
         app.test_client().post("/orders")
 
 
+def test_one_function_may_be_routed_with_the_guard_and_without_it(
+    make_app: Any, serve: Callable[..., Server], runs: Runs
+) -> None:
+    """That the plain function has a route of its own is no sign of the wrong order when the guarded one has one, too."""
+    app = make_app()
+
+    def create() -> Any:
+        return {"run": runs()}, 201
+
+    app.add_url_rule("/plain", "plain", create, methods=["POST"])
+    app.add_url_rule("/guarded", "guarded", idempotent(create), methods=["POST"])
+    server = serve(app)
+    first = server.post("/guarded", key="k")
+    assert_replay(server.post("/guarded", key="k"), first)
+    assert_original(server.post("/plain", key="k"))
+    assert_original(server.post("/plain", key="k"))
+    assert runs.count == 3
+
+
 @pytest.mark.parametrize("options", [{}, {"required": True}])
 def test_a_view_decorated_twice_is_refused(options: dict[str, Any]) -> None:
     def create_order() -> str:
