@@ -162,10 +162,21 @@ def _observer(app: Flask) -> Callable[[Occurrence], None]:
 def _refuse_wrong_order() -> None:
     """A view that was decorated after the app had taken it would run without protection."""
     view = current_app.view_functions.get(request.endpoint or "")
-    if COVERED in getattr(view, "__dict__", {}):
+    if COVERED in getattr(view, "__dict__", {}) and not _is_wrapped_by_a_route(view):
         raise ConfigurationError(
             [
                 f"@idempotent stands above the route decorator of the view {request.endpoint!r}; "
                 "put it directly above the function, below @app.post(...)"
             ]
         )
+
+
+def _is_wrapped_by_a_route(view: Callable[..., Any] | None) -> bool:
+    """Whether the app has another route to the same function, with the guard: then this one is bare on purpose."""
+    for routed in current_app.view_functions.values():
+        inner = getattr(routed, "__wrapped__", None)
+        while inner is not None:
+            if inner is view:
+                return True
+            inner = getattr(inner, "__wrapped__", None)
+    return False

@@ -469,7 +469,7 @@ def test_the_report_names_the_wrong_view_and_leaves_the_right_ones_alone(
 def test_one_function_may_be_routed_with_the_guard_and_without_it(
     make_app: Any, serve: Callable[..., Server], runs: Runs
 ) -> None:
-    """That the plain function has a route of its own is no sign of the wrong order when the guarded one has one, too."""
+    """A route to the plain function is no sign of the wrong order when the guarded one has a route, too."""
     app = make_app()
 
     def create() -> Any:
