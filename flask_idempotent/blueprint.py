@@ -73,7 +73,10 @@ def _health() -> tuple[Response, int]:
 def _json() -> Any:
     if not request.is_json:
         raise CheckoutRefused("Send the request as JSON, with Content-Type: application/json.")
-    payload = request.get_json(silent=True)
+    try:
+        payload = request.get_json(silent=True)
+    except RecursionError:
+        payload = None
     if payload is None:
         raise CheckoutRefused("The body is not a JSON document.")
     return payload

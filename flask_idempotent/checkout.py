@@ -119,12 +119,13 @@ def create_session(client: stripe.StripeClient, params: Mapping[str, Any]) -> st
     """
     import stripe
 
-    for number in range(1, FURTHER_KEYS + 1):
+    last = FURTHER_KEYS + current_idempotency.attempt - 1  # each attempt may go one key further than the one before
+    for number in range(1, last + 1):
         key = current_idempotency.derive("checkout session" if number == 1 else f"checkout session {number}")
         try:
             return client.v1.checkout.sessions.create(params, {"idempotency_key": key})  # type: ignore[arg-type]
         except stripe.StripeError as error:
-            if not _is_repeated_failure(error) or number == FURTHER_KEYS:
+            if not _is_repeated_failure(error) or number == last:
                 _answer(error)
             log.warning(
                 "Stripe repeats a stored failure; trying a further key", extra={"stripe_request": error.request_id}

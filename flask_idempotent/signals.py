@@ -12,6 +12,7 @@ no further: an observer must not decide about a payment.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 from blinker import Namespace, Signal
@@ -60,11 +61,15 @@ def report(app: Flask, event: Occurrence) -> None:
     level = _LEVELS.get(event.outcome, logging.DEBUG)
     if log.isEnabledFor(level):
         extra = {"idempotency_outcome": event.outcome.value, "idempotency_key": event.key}
-        log.log(level, "idempotency: %s%s", event.outcome.value, f": {event.error}" if event.error else "", extra=extra)
+        with suppress(Exception):  # a filter or handler of the host's
+            log.log(
+                level, "idempotency: %s%s", event.outcome.value, f": {event.error}" if event.error else "", extra=extra
+            )
     signal = _BY_OUTCOME[event.outcome]
     if not signal.receivers:
         return
     try:
         signal.send(app, event=event)
     except Exception:
-        log.exception("idempotency: a receiver of %s failed", event.outcome.value)
+        with suppress(Exception):
+            log.exception("idempotency: a receiver of %s failed", event.outcome.value)

@@ -45,13 +45,13 @@ class Recorder:
     def __next__(self) -> bytes:
         try:
             chunk = next(self._chunks)
+            data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
         except StopIteration:
             self._settle(complete=True)
             raise
         except BaseException:
             self._settle(complete=False)
             raise
-        data = chunk.encode() if isinstance(chunk, str) else bytes(chunk)
         self._size += len(data)
         if self._kept is not None:
             self._kept.append(data)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from decimal import Decimal, InvalidOperation
 from operator import itemgetter
 from typing import Any, Final
 
@@ -22,7 +21,9 @@ from .digest import combine
 # mark's first character as an escape, and texts with that escape count by their bytes.
 _MARK: Final = "\x00"
 MAX_DEPTH: Final = 100
+MAX_EXPONENT: Final = 18  # characters
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # strings are matched to be passed over
+_STEPS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 _ESCAPED_MARK: Final = "\\u0000"
 
 
@@ -89,7 +90,7 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
         if ignored and isinstance(value, dict):
             value = {name: member for name, member in value.items() if name not in ignored}
         return combine("json", json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
-    except (ValueError, RecursionError, InvalidOperation):
+    except (ValueError, RecursionError):
         return raw_body(body)
 
 
@@ -102,20 +103,26 @@ def _is_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
     depth = 0
-    for match in _BRACKETS.finditer(text):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+    for token in _BRACKETS.findall(text):
+        depth += _STEPS.get(token, 0)
         if depth > MAX_DEPTH:
             return True
     return False
 
 
-def _exact(digits: str) -> str:
-    sign, coefficient, exponent = Decimal(digits).as_tuple()
-    text = "".join(map(str, coefficient)).lstrip("0")
-    significant = text.rstrip("0")
+def _exact(number: str) -> str:
+    """A number with a fraction or an exponent, as its sign, its significant digits and their power of ten."""
+    mantissa, _, exponent = number.lower().partition("e")
+    if len(exponent) > MAX_EXPONENT:
+        raise ValueError("an exponent beyond all use")
+    sign = int(mantissa.startswith("-"))
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    digits = (whole + fraction).lstrip("0")
+    significant = digits.rstrip("0")
     if not significant:
         return f"{_MARK}{sign}:0"
-    return f"{_MARK}{sign}:{significant}:{int(exponent) + len(text) - len(significant)}"
+    power = int(exponent or 0) - len(fraction) + len(digits) - len(significant)
+    return f"{_MARK}{sign}:{significant}:{power}"
 
 
 def _refuse(constant: str) -> Any:

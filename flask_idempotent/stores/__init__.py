@@ -81,7 +81,7 @@ def open_store(backend: BaseCache, settings: Settings, threshold: int = THRESHOL
 
     lent = backend._write_client  # type: ignore[attr-defined]
     timeout = settings.store_timeout or (1.0 if uses_tls(lent) else 0.25)
-    shared = RedisStore(own_client(lent, timeout))
+    shared = RedisStore(own_client(lent, timeout), alone=settings.local_tier is None)
     if settings.local_tier is None:
         return shared
     return TieredStore(MemoryStore(RecordCache(threshold)), shared)

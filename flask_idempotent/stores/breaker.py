@@ -80,7 +80,7 @@ class Breaker:
             time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
             if self._prober != me:  # told to stop
                 return
-            self._wanted = False
+            self._wanted, was_open = False, self.is_open
             try:
                 finished = self._recover()
             except StoreError:
@@ -92,7 +92,7 @@ class Breaker:
                 continue
             if self._closed(me, finished):
                 return
-            pause = LEFTOVER_SECONDS
+            pause = 0.0 if was_open else LEFTOVER_SECONDS  # at once for what came up before the breaker closed
 
     def _closed(self, me: tuple[int, object], finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""

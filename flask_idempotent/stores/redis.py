@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
-from queue import Empty
+from queue import Empty, LifoQueue
 from typing import Any, Final, cast
 
 from redis import BlockingConnectionPool, Redis, exceptions
@@ -82,10 +82,12 @@ class RedisStore:
     """A store shared by all workers that reach the same Redis.
 
     :param client: from :func:`own_client`.
+    :param alone: whether no other tier remembers an outcome that this one could not be told; then it is told twice.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, *, alone: bool = False) -> None:
         self._client = client
+        self._alone = alone
         self._wakeups = Wakeups(client)
         self._scripts = {name: client.register_script(text) for name, text in scripts.TEXTS.items()}
 
@@ -116,7 +118,13 @@ class RedisStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
-        return bool(self._run("complete", claim.key, claim.owner, _head(State.DONE, claim), payload, ttl_ms))
+        args = (claim.key, claim.owner, _head(State.DONE, claim), payload, ttl_ms)
+        try:
+            return bool(self._run("complete", *args))
+        except StoreError as error:
+            if not (self._alone and error.outage):
+                raise
+        return bool(self._run("complete", *args))
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -188,7 +196,15 @@ class RedisStore:
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         self._wakeups.close()
-        self._client.connection_pool.disconnect(inuse_connections=False)
+        idle: LifoQueue[Any] = self._client.connection_pool.pool
+        taken = []
+        with suppress(Empty):
+            while True:  # taken out first, so that no request gets one that is about to be closed
+                taken.append(idle.get_nowait())
+        for connection in taken:
+            if connection is not None:
+                connection.disconnect()
+            idle.put_nowait(connection)
 
     def _run(self, name: str, key: str, *args: bytes | int) -> Any:
         with _translated():

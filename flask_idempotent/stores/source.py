@@ -164,6 +164,9 @@ def _impossible(settings: Mapping[str, Any], origin: str) -> list[str]:
         mistakes.append(f"{PREFIX}CACHE_THRESHOLD must be a whole number above 0, not {threshold!r}")
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
         mistakes.append(f"{PREFIX}CACHE_REDIS_PORT must be a port number, not {port!r}")
+    host = settings["CACHE_REDIS_HOST"]
+    if not isinstance(host, str) or not host or set(host) & set("@/ "):
+        mistakes.append(f"{PREFIX}CACHE_REDIS_HOST must be a host name alone; a URL goes into {PREFIX}CACHE_REDIS_URL")
     if not isinstance(settings["CACHE_OPTIONS"], dict | None):
         mistakes.append(f"{PREFIX}CACHE_OPTIONS must be a dict of redis-py settings")
     return mistakes

@@ -22,6 +22,8 @@ from .redis import RedisStore, Restored
 log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
+DROP_SECONDS: Final = 1.0
+ROUNDS: Final = 10  # of writing back before the breaker closes
 DELETION_MS: Final = 86_400_000  # for how long a deletion that Redis missed is remembered
 
 
@@ -49,7 +51,9 @@ class TieredStore:
         self._shared = shared
         self._breaker = Breaker(self._recover)
         self._lock = threading.Lock()
-        self._debts: dict[str, Debt] = {}  # the oldest first
+        self._asking: dict[str, tuple[bytes, threading.Event]] = {}  # claims on their way to Redis
+        self._debts: dict[str, Debt] = {}
+        self._next_drop = 0.0
         self._reported: set[str] = set()  # keys whose write-back has failed in a way that was logged
         local.allow_dropping(self._is_copy)
 
@@ -58,16 +62,31 @@ class TieredStore:
 
         :raises StoreError: Redis is away and the route does not go on with the local tier alone.
         """
-        mine = self._local.claim(claim)
-        if isinstance(mine, Found):
-            return mine
+        while isinstance(mine := self._local.claim(claim), Found):
+            asking = self._asking.get(claim.key)
+            if asking is None or mine.record[OWNER] != asking[0]:
+                return mine
+            asking[1].wait()  # what stands here is a question to Redis, not yet anybody's word
+        asking = self._asking[claim.key] = (claim.owner, threading.Event())
+        try:
+            return self._agree(claim, mine)
+        finally:
+            if self._asking.get(claim.key) is asking:
+                del self._asking[claim.key]
+            asking[1].set()
+
+    def _agree(self, claim: Claim, mine: Claimed) -> Claimed | Found:
+        """Ask Redis for what the local tier has granted."""
         try:
             theirs = self._ask(self._shared.claim, claim)
         except StoreError as error:
             if error.outage and claim.terms.on_outage is OnOutage.LOCAL:
                 self._owe(claim.key, claim)
                 return mine
-            self._local.forget(claim)
+            if mine.attempt > 1:  # an earlier attempt has failed or died: that is not forgotten
+                self._local.fail(replace(claim, attempt=mine.attempt))
+            else:
+                self._local.forget(claim)
             if error.outage and not isinstance(error, _NotAsked):  # it may have been applied all the same
                 self._owe(claim.key, claim)
             raise
@@ -233,9 +252,12 @@ class TieredStore:
     def _drop_expired(self) -> None:
         """In a long outage, forget what has expired; the oldest stand first. Hold the lock."""
         now = time.monotonic()
-        while (oldest := next(iter(self._debts.items()), None)) and oldest[1].expires < now:
-            del self._debts[oldest[0]]
-            self._reported.discard(oldest[0])
+        if now < self._next_drop:
+            return
+        self._next_drop = now + DROP_SECONDS
+        for key in [key for key, debt in self._debts.items() if debt.expires < now]:
+            del self._debts[key]
+            self._reported.discard(key)
 
     def _paid(self, key: str, debt: Debt) -> None:
         with self._lock:
@@ -257,16 +279,19 @@ class TieredStore:
     def _recover(self) -> bool:
         """Write back what Redis has missed; whether all of it is settled."""
         self._shared.ping()
-        with self._lock:
-            debts = list(self._debts.items())
-        for key, debt in debts:
-            try:
-                if self._write_back(key, debt):
-                    self._paid(key, debt)
-            except StoreError as error:
-                if error.outage:
-                    raise
-                self._set_aside(key, error)
+        tried: dict[str, Debt] = {}
+        for _ in range(ROUNDS):  # what comes up while the others are written is written, too
+            with self._lock:
+                debts = [each for each in self._debts.items() if tried.get(each[0]) is not each[1]]
+            tried.update(debts)
+            for key, debt in debts:
+                try:
+                    if self._write_back(key, debt):
+                        self._paid(key, debt)
+                except StoreError as error:
+                    if error.outage:
+                        raise
+                    self._set_aside(key, error)
         return not self._debts
 
     def _set_aside(self, key: str, error: StoreError) -> None:
