@@ -196,7 +196,7 @@ class RedisStore:
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         self._wakeups.close()
-        idle: LifoQueue[Any] = self._client.connection_pool.pool
+        idle: LifoQueue[Any] = self._client.connection_pool.pool  # type: ignore[attr-defined]
         taken = []
         with suppress(Empty):
             while True:  # taken out first, so that no request gets one that is about to be closed
