@@ -10,33 +10,21 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, StoreFull, TimedOut
 from .breaker import Breaker
+from .debts import Debt, Debts
 from .memory import MemoryStore
 from .redis import RedisStore, Restored
 
 log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
-DROP_SECONDS: Final = 1.0
 ROUNDS: Final = 10  # of writing back before the breaker closes
 DELETION_MS: Final = 86_400_000  # for how long a deletion that Redis missed is remembered
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Debt:
-    """What Redis has missed under one key. Each change makes a new debt, so that none is settled by an older one.
-
-    :param claims: those of this process that Redis may know by now, the latest last; none for a plain value.
-    :param expires: when nothing of it can be left anywhere, in monotonic seconds.
-    """
-
-    claims: tuple[Claim, ...]
-    expires: float
 
 
 class TieredStore:
@@ -50,10 +38,8 @@ class TieredStore:
         self._local = local
         self._shared = shared
         self._breaker = Breaker(self._recover)
-        self._lock = threading.Lock()
         self._asking: dict[str, tuple[bytes, threading.Event]] = {}  # claims on their way to Redis
-        self._debts: dict[str, Debt] = {}
-        self._next_drop = 0.0
+        self._debts = Debts()
         self._reported: set[str] = set()  # keys whose write-back has failed in a way that was logged
         local.allow_dropping(self._is_copy)
 
@@ -201,23 +187,24 @@ class TieredStore:
 
         :return: what Redis said, or what was said here when it could not be asked.
         """
-        earlier = self._debts.get(key)
-        debt = self._note(key, claims, ttl_ms)  # first, so that nobody takes what changes here for a mere copy
+        debt, earlier = self._debts.note(
+            key, claims, ttl_ms
+        )  # first, so that nobody takes what changes here for a mere copy
         try:
             kept = here()
         except StoreError:
-            self._unnote(key, debt, earlier)
+            self._debts.undo(key, debt, earlier)
             raise
         if kept is False and claims:
-            self._unnote(key, debt, earlier)
+            self._debts.undo(key, debt, earlier)
             return False
         try:
             told = self._ask(there)
         except StoreError:
-            self._note(key, claims, ttl_ms)
+            self._debts.note(key, claims, ttl_ms)
             self._breaker.probe()
             return kept
-        self._paid(key, debt)
+        self._debts.paid(key, debt)
         return told
 
     def _ask(self, call: Callable[..., Answer], *args: Any) -> Answer:
@@ -235,42 +222,8 @@ class TieredStore:
         return answer
 
     def _owe(self, key: str, claim: Claim) -> None:
-        self._note(key, (claim,))
+        self._debts.note(key, (claim,))
         self._breaker.probe()
-
-    def _note(self, key: str, claims: tuple[Claim, ...], ttl_ms: int = 0) -> Debt:
-        earlier = self._debts.get(key)
-        known = {each.owner: each for each in (*(earlier.claims if earlier else ()), *claims)}
-        kept_ms = max(ttl_ms, *(max(each.terms.ttl_ms, each.terms.lease_ms) for each in known.values()), 0)
-        debt = Debt(tuple(known.values()), time.monotonic() + kept_ms / 1000)
-        with self._lock:
-            self._debts.pop(key, None)
-            self._debts[key] = debt  # to the end of the line
-            self._drop_expired()
-        return debt
-
-    def _drop_expired(self) -> None:
-        """In a long outage, forget what has expired; the oldest stand first. Hold the lock."""
-        now = time.monotonic()
-        if now < self._next_drop:
-            return
-        self._next_drop = now + DROP_SECONDS
-        for key in [key for key, debt in self._debts.items() if debt.expires < now]:
-            del self._debts[key]
-            self._reported.discard(key)
-
-    def _paid(self, key: str, debt: Debt) -> None:
-        with self._lock:
-            if self._debts.get(key) is debt:
-                del self._debts[key]
-                self._reported.discard(key)
-
-    def _unnote(self, key: str, debt: Debt, earlier: Debt | None) -> None:
-        """Nothing has changed here: what was owed before is owed still."""
-        self._paid(key, debt)
-        if earlier is not None:
-            with self._lock:
-                self._debts.setdefault(key, earlier)
 
     def _is_copy(self, key: str) -> bool:
         """Whether a full local tier may drop a settled record: Redis has it, too, and can be asked."""
@@ -281,17 +234,17 @@ class TieredStore:
         self._shared.ping()
         tried: dict[str, Debt] = {}
         for _ in range(ROUNDS):  # what comes up while the others are written is written, too
-            with self._lock:
-                debts = [each for each in self._debts.items() if tried.get(each[0]) is not each[1]]
+            debts = self._debts.besides(tried)
             tried.update(debts)
             for key, debt in debts:
                 try:
                     if self._write_back(key, debt):
-                        self._paid(key, debt)
+                        self._debts.paid(key, debt)
                 except StoreError as error:
                     if error.outage:
                         raise
                     self._set_aside(key, error)
+        self._reported = {key for key in self._reported if key in self._debts}
         return not self._debts
 
     def _set_aside(self, key: str, error: StoreError) -> None:
