@@ -76,12 +76,11 @@ def open_store(backend: BaseCache, settings: Settings, threshold: int = THRESHOL
     """
     if isinstance(backend, SimpleCache):
         return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(threshold))
-    from .redis import RedisStore, own_client, uses_tls
+    from .addresses import nodes_of
+    from .redis import RedisStore
     from .tiered import TieredStore
 
-    lent = backend._write_client  # type: ignore[attr-defined]
-    timeout = settings.store_timeout or (1.0 if uses_tls(lent) else 0.25)
-    shared = RedisStore(own_client(lent, timeout), alone=settings.local_tier is None)
+    shared = RedisStore(nodes_of(backend, settings.store_timeout), alone=settings.local_tier is None)
     if settings.local_tier is None:
         return shared
     return TieredStore(MemoryStore(RecordCache(threshold)), shared)

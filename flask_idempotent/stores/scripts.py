@@ -6,9 +6,11 @@ Every script touches one key and reads the server's clock. The prelude gives ``r
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MAX_ATTEMPT, VERSION
+from .wire import pack
 
 _PRELUDE: Final = f"""
 local time = redis.call('TIME')
@@ -106,15 +108,38 @@ redis.call('SET', KEYS[1], head .. at(now + left) .. payload, 'PX', ttl)
 return 1
 """
 
-TEXTS: Final = {
-    name: _PRELUDE + body
-    for name, body in {
-        "claim": _CLAIM,
-        "renew": _RENEW,
-        "complete": _COMPLETE,
-        "fail": _FAIL,
-        "forget": _FORGET,
-        "peek": _PEEK,
-        "restore": _RESTORE,
-    }.items()
-}
+# A full server takes no outcome, but lets a record live longer: its key stays with this request until there is room.
+_STRETCH: Final = """
+if record and owner == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+
+
+class Script:
+    """A script as it is sent: by its digest, or whole where the server does not know it yet.
+
+    :param body: what follows the prelude.
+    """
+
+    def __init__(self, body: str) -> None:
+        self.text = _PRELUDE + body
+        self._sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def call(self, key: str, *args: bytes | int) -> bytes:
+        """One packed call for a key."""
+        return pack("EVALSHA", self._sha, 1, key, *args)
+
+    def whole(self, key: str, *args: bytes | int) -> bytes:
+        """The same call, from which the server learns the script."""
+        return pack("EVAL", self.text, 1, key, *args)
+
+
+CLAIM: Final = Script(_CLAIM)
+RENEW: Final = Script(_RENEW)
+COMPLETE: Final = Script(_COMPLETE)
+FAIL: Final = Script(_FAIL)
+FORGET: Final = Script(_FORGET)
+PEEK: Final = Script(_PEEK)
+RESTORE: Final = Script(_RESTORE)
+STRETCH: Final = Script(_STRETCH)
+SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH)

@@ -18,7 +18,7 @@ from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreErr
 from .breaker import Breaker
 from .debts import Debt, Debts
 from .memory import MemoryStore
-from .redis import RedisStore, Restored
+from .redis import Copy, RedisStore, Restored
 
 log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
@@ -274,7 +274,9 @@ class TieredStore:
                 self._shared.forget(claim)
         if not record:
             return True
-        restored = self._shared.restore(key, record, left_ms, debt.claims[-1].terms.lease_ms)
+        (restored,) = self._shared.restore([Copy(key, record, left_ms, debt.claims[-1].terms.lease_ms)])
+        if isinstance(restored, StoreError):
+            raise restored
         if restored is Restored.DONE_ELSEWHERE:
             log.error("idempotency: a request ran here and elsewhere during an outage", extra={"idempotency_key": key})
         return restored is not Restored.PENDING_ELSEWHERE

@@ -9,11 +9,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from redis import Redis, exceptions
+
+from .failures import ERRORS
 
 log = logging.getLogger("flask_idempotent")
 
@@ -44,11 +46,11 @@ class Wakeups:
     waits, after any fork, and ends when nobody has waited for a while. Where pub/sub fails or is forbidden, those who
     wait look for themselves.
 
-    :param client: gives the connection.
+    :param connect: gives a client for the connection to listen on.
     """
 
-    def __init__(self, client: Redis) -> None:
-        self._client = client
+    def __init__(self, connect: Callable[[], Redis]) -> None:
+        self._connect = connect
         self._lock = threading.Lock()
         self._ears: dict[str, set[Ear]] = {}
         self._subscribed: set[str] = set()
@@ -104,12 +106,11 @@ class Wakeups:
                 self._bell.send(b"!")
 
     def _run(self, bell: socket.socket) -> None:
-        pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
         try:
-            with selectors.DefaultSelector() as selector, pubsub:
+            with selectors.DefaultSelector() as selector, self._connect() as client, client.pubsub() as pubsub:
                 selector.register(bell, selectors.EVENT_READ)
                 self._serve(pubsub, selector, bell)
-        except (exceptions.RedisError, OSError) as error:
+        except ERRORS as error:
             log.info("idempotency: no wake-ups from Redis, those who wait look for themselves: %s", error)
             with self._lock:
                 self._broken_until = time.monotonic() + RETRY_SECONDS

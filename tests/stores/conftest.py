@@ -11,9 +11,11 @@ import redis
 
 from flask_idempotent.core.store import Store
 from flask_idempotent.stores import breaker, wakeups
+from flask_idempotent.stores.addresses import nodes_behind
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
-from flask_idempotent.stores.redis import RedisStore, own_client
-from flask_idempotent.stores.scripts import TEXTS
+from flask_idempotent.stores.nodes import Nodes
+from flask_idempotent.stores.redis import RedisStore
+from flask_idempotent.stores.scripts import SCRIPTS
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..redis_process import RedisProcess
@@ -73,25 +75,25 @@ def _short_ears() -> Iterator[None]:
         yield
 
 
-def hang_up(clients: list[redis.Redis]) -> None:
+def hang_up(servers: list[Nodes]) -> None:
     """Close the connections of stores that are done with."""
-    if clients:
+    if servers:
         eventually(lambda: not alive("wakeups"))
-    for client in clients:
-        client.connection_pool.disconnect()
+    for nodes in servers:
+        nodes.close()
 
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
     """Build Redis stores over clients of their own, and close their connections in the end."""
-    clients: list[redis.Redis] = []
+    made: list[Nodes] = []
 
     def connect(port: int, timeout: float = 5.0, *, of: type[RedisStore] = RedisStore, **lent: Any) -> RedisStore:
-        clients.append(own_client(redis.Redis(port=port, **lent), timeout))
-        return of(clients[-1])
+        made.append(nodes_behind(redis.Redis(port=port, **lent), timeout))
+        return of(made[-1])
 
     yield connect
-    hang_up(clients)
+    hang_up(made)
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +102,10 @@ def _two_workers(
 ) -> Iterator[tuple[RedisStore, RedisStore, redis.Redis]]:
     """What reaches the shared Redis in the contract suite: the stores of two workers, and a plain client."""
     lent = redis.Redis(port=_session_redis.port)
-    clients = [own_client(lent, 5.0), own_client(lent, 5.0)]
+    made = [nodes_behind(lent, 5.0), nodes_behind(lent, 5.0)]
     with _session_redis.client() as client:
-        yield RedisStore(clients[0]), RedisStore(clients[1]), client
-    hang_up(clients)
+        yield RedisStore(made[0]), RedisStore(made[1]), client
+    hang_up(made)
 
 
 @pytest.fixture(
@@ -136,8 +138,8 @@ def elsewhere(place: Place) -> Store:
 def server(redis_server: RedisProcess) -> Iterator[redis.Redis]:
     """A plain client of the shared Redis, to look at what is really there. It knows our scripts already."""
     with redis_server.client() as client:
-        for text in TEXTS.values():
-            client.script_load(text)
+        for script in SCRIPTS:
+            client.script_load(script.text)
         yield client
 
 

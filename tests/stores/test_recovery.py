@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -15,7 +15,7 @@ import redis
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claim, Claimed, Found, OnOutage, StoreError, StoreFull
 from flask_idempotent.stores.memory import MemoryStore
-from flask_idempotent.stores.redis import RedisStore, Restored
+from flask_idempotent.stores.redis import Copy, RedisStore, Restored
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..redis_process import RedisProcess
@@ -304,11 +304,11 @@ class Interrupted(RedisStore):
     before: Callable[[], object] | None = None
     after: Callable[[], object] | None = None
 
-    def restore(self, key: str, record: bytes, ttl_ms: int, lease_ms: int) -> Restored:
+    def restore(self, copies: Sequence[Copy]) -> list[Restored | StoreError]:
         before, self.before = self.before, None
         if before:
             before()
-        restored = super().restore(key, record, ttl_ms, lease_ms)
+        restored = super().restore(copies)
         after, self.after = self.after, None
         if after:
             after()
