@@ -100,11 +100,10 @@ class Wire:
         return line
 
     def _bytes(self, size: int) -> bytes:
+        missing = self._at + size + 2 - len(self._buffer)
+        if missing > 0:
+            self._receive_all(missing)
         end = self._at + size
-        if end + 2 - len(self._buffer) > READ_SIZE:
-            self._receive_all(end + 2 - len(self._buffer))
-        while len(self._buffer) < end + 2:
-            self._receive()
         data, self._at = self._buffer[self._at : end], end + 2
         return data
 
@@ -116,7 +115,7 @@ class Wire:
         self._at = 0
 
     def _receive_all(self, missing: int) -> None:
-        """A long reply, without copying what is there for each piece that comes."""
+        """A reply of known length, without copying what is there for each piece that comes."""
         pieces = [self._buffer[self._at :]]
         while missing > 0:
             data = self._socket.recv(READ_SIZE)
