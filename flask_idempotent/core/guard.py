@@ -27,6 +27,9 @@ class Outcome(StrEnum):
     LOST_LEASE = "lost-lease"
     UNPROTECTED = "unprotected"
     UNRECORDED = "unrecorded"
+    OUTAGE = "outage"
+    RECOVERED = "recovered"
+    DUPLICATED = "duplicated"
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,9 @@ class Report:
     :param outage: why the configured Redis cannot be used, for an operator; None when all is well.
     :param refused: Redis is there but refuses this client, so that requests with a key are refused, too.
     :param waiting: number of records that will be written to Redis when it is back.
+    :param since: when the outage began, seconds since the epoch; None without one.
+    :param breaker: ``"open"`` while Redis is not asked, else ``"closed"``; None where there is no breaker.
+    :param warnings: what may lose records, a sentence each with the remedy.
     """
 
     cache_type: str
@@ -120,6 +123,9 @@ class Report:
     outage: str | None = None
     refused: bool = False
     waiting: int = 0
+    since: float | None = None
+    breaker: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Store(Protocol):
@@ -142,6 +148,9 @@ class Store(Protocol):
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """Wait until the record is no longer pending."""
+
+    def peek(self, key: str) -> Found | None:
+        """The record under a key with the store's clock, or None."""
 
     def get(self, key: str) -> bytes | None:
         """The bytes under a key, or None."""

@@ -13,11 +13,12 @@ from flask_caching.backends.simplecache import SimpleCache
 from ..config import ConfigurationError, Settings
 from ..core.store import Store
 from .memory import MemoryStore, RecordCache
-from .source import THRESHOLD, kind, refusal
+from .source import THRESHOLD, TYPES, kind, refusal
 
 __all__ = ["lent_backend", "open_store", "own_backend"]
 
 _RECORD_CACHE: Final = f"{RecordCache.__module__}.{RecordCache.__qualname__}"
+_CLUSTER_CACHE: Final = f"{__name__}.addresses.LazyClusterCache"
 
 
 def lent_backend(app: Flask, cache: Cache) -> BaseCache:
@@ -32,11 +33,11 @@ def lent_backend(app: Flask, cache: Cache) -> BaseCache:
         )
     names = [base.__name__ for base in type(backend).__mro__ if issubclass(base, BaseCache)]
     for name in names:
-        if kind(name) == "redis" and not backend.key_prefix:  # type: ignore[attr-defined]
-            raise ConfigurationError(
-                ["cache= has an empty CACHE_KEY_PREFIX: its clear() would wipe the records; give it a prefix"]
-            )
-        if kind(name) in ("simple", "redis"):
+        if kind(name) in TYPES:
+            if kind(name) != "simple" and not backend.key_prefix:  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    ["cache= has an empty CACHE_KEY_PREFIX: its clear() would wipe the records; give it a prefix"]
+                )
             return backend
         if kind(name) != "base" and (why := refusal(name)) and "not known" not in why:
             raise ConfigurationError([f"cache= {why}"])
@@ -52,6 +53,8 @@ def own_backend(app: Flask, cache_settings: Mapping[str, Any]) -> BaseCache:
     settings = dict(cache_settings)
     if settings["CACHE_TYPE"] == "SimpleCache":
         settings["CACHE_TYPE"] = _RECORD_CACHE
+    elif settings["CACHE_TYPE"] == "RedisClusterCache":
+        settings["CACHE_TYPE"] = _CLUSTER_CACHE  # Flask-Caching's own connects in its constructor
     elif settings["CACHE_REDIS_URL"] and settings["CACHE_REDIS_PASSWORD"]:
         # With a URL Flask-Caching drops the password; redis-py takes it unless the URL has one.
         settings["CACHE_OPTIONS"] = {"password": settings["CACHE_REDIS_PASSWORD"], **(settings["CACHE_OPTIONS"] or {})}
@@ -80,7 +83,11 @@ def open_store(backend: BaseCache, settings: Settings, threshold: int = THRESHOL
     from .redis import RedisStore
     from .tiered import TieredStore
 
-    shared = RedisStore(nodes_of(backend, settings.store_timeout), alone=settings.local_tier is None)
+    shared = RedisStore(
+        nodes_of(backend, settings.store_timeout),
+        alone=settings.local_tier is None,
+        min_replicas=settings.min_replicas,
+    )
     if settings.local_tier is None:
         return shared
     return TieredStore(MemoryStore(RecordCache(threshold)), shared)

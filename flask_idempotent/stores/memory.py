@@ -159,6 +159,13 @@ class MemoryStore:
                 if not waiting:
                     del self._waiters[key]
 
+    def peek(self, key: str) -> Found | None:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+        with self._backend.lock:
+            now = self._clock()
+            record, _ = self._backend.find(key, now)
+        return None if record is None else Found(record, now)
+
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         with self._backend.lock:

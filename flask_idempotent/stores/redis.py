@@ -16,6 +16,7 @@ from . import scripts
 from .failures import ERRORS, store_error
 from .nodes import Nodes
 from .scripts import Script
+from .servers import run_ids
 from .wakeups import Wakeups
 from .wire import Reply, ServerError, pack
 
@@ -156,6 +157,17 @@ class RedisStore:
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
         return bool(self._command("DEL", key))
+
+    def set_absent(self, key: str, value: bytes, ttl_ms: int) -> None:
+        """Put bytes under a key where nothing stands."""
+        self._command("SET", key, value, "PX", ttl_ms, "NX")
+
+    def servers(self) -> str | None:
+        """The servers that take writes, each by the id of its present run; None where nobody may ask.
+
+        :raises StoreError: they do not answer.
+        """
+        return run_ids(self.nodes)
 
     def ping(self) -> None:
         """Ask the servers for a sign of life, and for their replicas where these count.

@@ -110,6 +110,15 @@ class TieredStore:
         left = timeout_ms - int((time.monotonic() - began) * 1000)
         return self._ask(self._shared.wait, key, max(left, 0))
 
+    def peek(self, key: str) -> Found | None:
+        """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, the local tier."""
+        try:
+            return self._ask(self._shared.peek, key)
+        except StoreError as error:
+            if not error.outage:
+                raise
+            return self._local.peek(key)
+
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, what this process has set."""
         if key in self._debts:
