@@ -16,8 +16,8 @@ from flask_idempotent.stores.redis import RedisStore, own_client
 from flask_idempotent.stores.scripts import TEXTS
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess
-from .link import Link
+from ..servers.link import Link
+from ..servers.standalone import RedisProcess
 from .making import Clock, alive, eventually
 
 Connect = Callable[..., RedisStore]

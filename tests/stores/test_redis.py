@@ -20,7 +20,7 @@ from flask_idempotent.core.record import HEAD_SIZE, State, read_head
 from flask_idempotent.core.store import Claimed, Found, Gone, Store, StoreError
 from flask_idempotent.stores.redis import POOL_SIZE, own_client
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect
 from .making import KEY, LEASE, OTHER, PAST, TTL, at_once, claim_of, eventually, payload_of, record_of
 from .test_contract import EVENTS, do
