@@ -237,15 +237,15 @@ class _Execution:
         headers = web.stored_headers(response, self._settings)
         status = response.status
 
-        def store(body: bytes | None) -> None:
+        def store(body: bytes | None) -> bool:
             kept = None if body is None or len(body) > self._settings.max_body else body
             stored = StoredResponse(status, headers, kept)
-            self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
+            return self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
 
         if response.is_streamed or response.direct_passthrough:
             failed = functools.partial(self._guard.fail, self._run)
             limit, length = self._settings.max_body, response.content_length
             patience = self._settings.max_runtime
             response.response = Recorder(response.response, limit, length, store, failed, patience)
-        else:
-            store(response.get_data())
+        elif not store(response.get_data()):
+            web.mark_unstored(response)
