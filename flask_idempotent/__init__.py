@@ -18,6 +18,7 @@ from .errors import (
     StoreUnavailable,
 )
 from .extension import Idempotency
+from .runner import Runner
 
 __all__ = [
     "Active",
@@ -33,6 +34,7 @@ __all__ = [
     "OutcomeUnknown",
     "RecordUnreadable",
     "RequestInProgress",
+    "Runner",
     "Settings",
     "StoreError",
     "StoreUnavailable",
