@@ -19,6 +19,7 @@ from .errors import (
 )
 from .extension import Idempotency
 from .runner import Runner
+from .webhook import WebhookRefused
 
 __all__ = [
     "Active",
@@ -38,6 +39,7 @@ __all__ = [
     "Settings",
     "StoreError",
     "StoreUnavailable",
+    "WebhookRefused",
     "create_blueprint",
     "current_idempotency",
     "idempotent",

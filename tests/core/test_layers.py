@@ -194,9 +194,9 @@ def test_only_the_stores_know_flask_cachings_insides() -> None:
     assert not knowing, offending(knowing)
 
 
-def test_only_the_checkout_knows_stripe() -> None:
+def test_only_the_checkout_and_the_webhook_know_stripe() -> None:
     knowing = {found.importer for found in IMPORTS if found.package == "stripe"}
-    assert knowing <= {"checkout", "blueprint"}
+    assert knowing <= {"checkout", "webhook", "blueprint"}
 
 
 def test_nothing_optional_is_imported_before_it_is_needed() -> None:
