@@ -158,7 +158,8 @@ class _Execution:
 
     def run(self, incoming: Incoming, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
-        active = Active(incoming.key, self._run.claim.attempt, _seed(incoming))
+        claim = self._run.claim
+        active = Active(incoming.key, claim.attempt, _seed(incoming), self._guard.store, claim)
         activate(active)
         try:
             response = self._respond(call)
@@ -172,7 +173,7 @@ class _Execution:
         fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
         if fate is Fate.KEEP and active.stored:
             self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
-        elif fate is Fate.FAIL:
+        elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
             self._guard.fail(self._run)
         else:
             self._guard.forget(self._run)

@@ -149,7 +149,9 @@ def _arguments(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> byte
     try:
         text = json.dumps([args, kwargs], sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise StepError(f"the arguments of the step {name!r} must be JSON: {error}; pass ids, or use a closure") from error
+        raise StepError(
+            f"the arguments of the step {name!r} must be JSON: {error}; pass ids, or use a closure"
+        ) from error
     return combine("step arguments 1", text.encode())
 
 
