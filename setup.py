@@ -38,7 +38,7 @@ setup(
             "mypy>=2.4,<2.5",
             "flask[async]",
         ],
-        "bench": REDIS,
+        "bench": [*REDIS, "gunicorn>=23"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
