@@ -189,17 +189,18 @@ class TieredStore:
 
         :return: why that was not possible.
         """
-        if not self._breaker.is_open:
-            try:
-                if self._ask(self._recovery.meet):
-                    self._breaker.probe()
-            except StoreError as error:
-                return error
+        if self._recovery.is_acquainted or self._breaker.is_open:
+            return None
+        try:
+            if self._ask(self._recovery.meet):
+                self._breaker.probe()
+        except StoreError as error:
+            return error
         return None
 
     def _check_servers(self, claim: Claim) -> None:
         """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
-        if self._ask(self._recovery.meet):
+        if not self._recovery.is_acquainted and self._ask(self._recovery.meet):
             self._breaker.probe()
         self._wait_for_others(claim, StoreError)
 
