@@ -1,9 +1,10 @@
-"""One contract, four places for records: memory, Redis, and the tiers as seen by one worker and by two."""
+"""One contract, five places for records: memory, a file, Redis, and the tiers as seen by one worker and by two."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ import redis
 
 from flask_idempotent.core.store import Store
 from flask_idempotent.stores import breaker, wakeups
+from flask_idempotent.stores.local import LocalStore
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
 from flask_idempotent.stores.redis import RedisStore, own_client
 from flask_idempotent.stores.scripts import TEXTS
+from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..redis_process import RedisProcess
@@ -33,7 +36,7 @@ class Place:
 
     store: Store
     elsewhere: Store
-    local: MemoryStore | None = None
+    local: LocalStore | None = None
     client: redis.Redis | None = None
 
     def left(self, key: str) -> list[int]:
@@ -106,11 +109,30 @@ def _two_workers(
     hang_up(clients)
 
 
-@pytest.fixture(
-    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "tiered", "two-workers"))]
-)
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Callable[..., SharedStore]]:
+    """Makes stores over one file, each as another worker of the host would, and closes them in the end."""
+    stores: list[SharedStore] = []
+
+    def make(**options: Any) -> SharedStore:
+        stores.append(SharedStore(tmp_path / "shared" / "records.sqlite", **options))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+PLACES = ("redis", "tiered", "two-workers")
+
+
+@pytest.fixture(params=["memory", "shared", *(pytest.param(name, marks=pytest.mark.redis) for name in PLACES)])
 def place(request: pytest.FixtureRequest) -> Place:
-    """The places of the contract: ``store`` and ``elsewhere`` are one store but for Redis alone and for two workers."""
+    """The places of the contract: ``store`` and ``elsewhere`` are one in memory and for the tiers of one worker."""
+    if request.param == "shared":
+        make = request.getfixturevalue("shared")
+        here = make()
+        return Place(here, make(), here)
     local = memory()
     if request.param == "memory":
         return Place(local, local, local)
