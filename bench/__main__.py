@@ -21,7 +21,7 @@ import redis
 from flask import Flask
 
 from flask_idempotent import Idempotency, idempotent
-from tests.redis_process import RedisProcess
+from tests.servers.standalone import RedisProcess
 
 ROUNDS = 3000
 WARM_UP = 200

@@ -18,8 +18,8 @@ from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.scripts import SCRIPTS
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess
-from .link import Link
+from ..servers.link import Link
+from ..servers.standalone import RedisProcess
 from .making import Clock, alive, eventually
 
 Connect = Callable[..., RedisStore]

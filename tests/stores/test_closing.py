@@ -10,7 +10,7 @@ import redis
 from flask_idempotent.core.store import Claimed, Found, OnOutage, StoreError
 from flask_idempotent.stores import wakeups
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect, Place
 from .making import KEY, OTHER, THIRD, TTL, alive, at_once, claim_of, eventually, payload_of
 from .test_waiting import LONG, waiting

@@ -26,7 +26,8 @@ from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.source import THRESHOLD, read_source
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess, free_port
+from ..servers.ports import free_port
+from ..servers.standalone import RedisProcess
 from .conftest import hang_up
 from .making import KEY, OTHER, TTL, alive, claim_of, eventually, payload_of
 from .working import key_of

@@ -18,7 +18,7 @@ from flask_idempotent.stores.memory import MemoryStore
 from flask_idempotent.stores.redis import Copy, RedisStore, Restored
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect, memory
 from .making import (
     DIFFERENT,

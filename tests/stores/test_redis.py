@@ -22,7 +22,7 @@ from flask_idempotent.stores import addresses
 from flask_idempotent.stores.addresses import POOL_SIZE, nodes_behind
 from flask_idempotent.stores.redis import RedisStore
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect
 from .making import KEY, LEASE, OTHER, PAST, TTL, at_once, claim_of, eventually, payload_of, record_of
 from .test_contract import EVENTS, do

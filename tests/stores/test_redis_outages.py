@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
 import redis
@@ -18,9 +17,10 @@ from flask_idempotent.stores.addresses import nodes_behind
 from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.scripts import SCRIPTS
 
-from ..redis_process import RedisProcess, free_port
+from ..servers.link import Link
+from ..servers.ports import free_port
+from ..servers.standalone import RedisProcess
 from .conftest import Connect
-from .link import Link
 from .making import KEY, OTHER, TTL, at_once, claim_of, eventually, payload_of
 from .test_contract import do
 
@@ -185,11 +185,9 @@ def test_an_error_of_many_renewals_tells_no_token(new_redis: NewRedis, connect: 
 
 
 @pytest.mark.parametrize("event", WRITES)
-def test_a_server_that_cannot_save_is_an_outage(
-    new_redis: NewRedis, connect: Connect, tmp_path: Path, event: str
-) -> None:
+def test_a_server_that_cannot_save_is_an_outage(new_redis: NewRedis, connect: Connect, event: str) -> None:
     server = new_redis().start()
-    (tmp_path / "redis-0" / "dump.rdb").mkdir()
+    (server.directory / "dump.rdb").mkdir()
     with server.client() as client:
         client.config_set("save", "3600 1")
         client.bgsave()

@@ -16,7 +16,7 @@ from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claimed, Found, OnOutage, StoreError, StoreFull, Terms
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect, memory
 from .making import DIFFERENT, KEY, ME, OTHER, SAME, THIRD, TTL, alive, at_once, claim_of, eventually, payload_of
 from .test_contract import do

@@ -16,9 +16,9 @@ from flask_idempotent.core.store import Found, Gone
 from flask_idempotent.stores import wakeups
 from flask_idempotent.stores.redis import RedisStore
 
-from ..redis_process import RedisProcess
+from ..servers.link import Link
+from ..servers.standalone import RedisProcess
 from .conftest import Connect
-from .link import Link
 from .making import KEY, OTHER, TTL, alive, claim_of, elapsed, eventually, payload_of
 from .test_redis import commands
 from .test_waiting import LONG, waiting

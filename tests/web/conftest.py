@@ -26,7 +26,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_idempotent import Idempotency, idempotent
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 
 Found = TypeVar("Found")
 

@@ -16,7 +16,7 @@ from flask import Flask, Response
 
 from flask_idempotent import Idempotency, current_idempotency, idempotent
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import (
     REPLAYED,
     Gate,
