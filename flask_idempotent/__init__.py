@@ -18,6 +18,8 @@ from .errors import (
     StoreUnavailable,
 )
 from .extension import Idempotency
+from .runner import Runner
+from .webhook import WebhookRefused
 
 __all__ = [
     "Active",
@@ -33,9 +35,11 @@ __all__ = [
     "OutcomeUnknown",
     "RecordUnreadable",
     "RequestInProgress",
+    "Runner",
     "Settings",
     "StoreError",
     "StoreUnavailable",
+    "WebhookRefused",
     "create_blueprint",
     "current_idempotency",
     "idempotent",

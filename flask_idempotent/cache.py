@@ -22,7 +22,7 @@ class IdempotencyCache:
     """JSON results by key, in the app's idempotency store. For tasks and commands that want to remember what they did.
 
     The keys are hashed and apart from those of requests. It remembers; it does not arbitrate: two workers that both
-    find nothing will both go on. Views have ``@idempotent`` for that.
+    find nothing will both go on. Views have ``@idempotent`` for that, and functions ``Idempotency.run``.
 
     :param app: whose store is used; by default the current app's.
     :param ttl: seconds for which a result is kept, or a timedelta; 600 by default.

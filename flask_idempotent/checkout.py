@@ -101,9 +101,7 @@ def stripe_client(app: Flask | None = None) -> stripe.StripeClient:
     app = app or current_app._get_current_object()  # type: ignore[attr-defined]
     client: stripe.StripeClient | None = app.extensions.get(_CLIENT)
     if client is None:
-        client = app.extensions[_CLIENT] = _new_client(
-            _setting(app, "STRIPE_API_KEY"), _setting(app, "STRIPE_API_BASE")
-        )
+        client = app.extensions[_CLIENT] = _new_client(setting(app, "STRIPE_API_KEY"), setting(app, "STRIPE_API_BASE"))
     return client
 
 
@@ -148,7 +146,8 @@ def _new_client(api_key: str | None, api_base: str | None) -> stripe.StripeClien
     )
 
 
-def _setting(app: Flask, name: str) -> str | None:
+def setting(app: Flask, name: str) -> str | None:
+    """A setting of Stripe's, from the app's config, else from the environment; None where it is missing or empty."""
     return app.config.get(name) or os.environ.get(name) or None
 
 

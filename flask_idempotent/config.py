@@ -38,7 +38,7 @@ class Settings:
     """The settings of one app, or of one route of it. Times are in seconds, sizes in bytes.
 
     Each is read from ``IDEMPOTENCY_<NAME>``; those in :data:`ROUTE_SETTINGS` can be given to ``@idempotent`` by their
-    name.
+    name, and those in :data:`RUN_SETTINGS` to ``Idempotency.runner``.
 
     :param ttl: retention of an outcome.
     :param lease: how long a worker may be silent before it counts as dead.
@@ -111,6 +111,7 @@ ROUTE_SETTINGS: Final = frozenset(
     "ttl lease wait required methods header form_field replay_header max_key_length max_body compress_over on_outage"
     " on_crash max_runtime ignored_fields docs_url".split()
 )
+RUN_SETTINGS: Final = frozenset("ttl lease wait max_body compress_over on_outage on_crash max_runtime docs_url".split())
 
 
 def read_settings(config: Mapping[str, Any]) -> tuple[Settings, list[str]]:
@@ -145,8 +146,20 @@ def check_route(options: Mapping[str, Any]) -> dict[str, Any]:
 
     :raises ConfigurationError: with every mistake.
     """
-    rules = {name: rule for name, rule in _RULES.items() if name in ROUTE_SETTINGS}
-    values, mistakes = _checked(options, lambda name: f"@idempotent({name}=...)", rules)
+    return _check_options(options, "@idempotent", ROUTE_SETTINGS)
+
+
+def check_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings given to ``Idempotency.runner``, checked.
+
+    :raises ConfigurationError: with every mistake.
+    """
+    return _check_options(options, "Idempotency.runner", RUN_SETTINGS)
+
+
+def _check_options(options: Mapping[str, Any], where: str, known: frozenset[str]) -> dict[str, Any]:
+    rules = {name: rule for name, rule in _RULES.items() if name in known}
+    values, mistakes = _checked(options, lambda name: f"{where}({name}=...)", rules)
     if mistakes:
         raise ConfigurationError(mistakes)
     return values

@@ -23,6 +23,7 @@ from .errors import KeyInvalid
 
 OMITTED_HEADER: Final = "Idempotency-Replay"
 DEGRADED_HEADER: Final = "Idempotency-Degraded"
+STORED_HEADER: Final = "Idempotency-Stored"
 STRIPE_V1: Final = "stripe-v1"
 
 # Hop-by-hop fields (RFC 9110, section 7.6.1), and those that are made anew for each response.
@@ -215,6 +216,11 @@ def mark_degraded(response: Response) -> Response:
     """Say that the view ran without the store."""
     response.headers[DEGRADED_HEADER] = "true"
     return response
+
+
+def mark_unstored(response: Response) -> None:
+    """Say that a repetition will not get this answer: another worker has the key, or the store is gone."""
+    response.headers[STORED_HEADER] = "false"
 
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:

@@ -23,6 +23,7 @@ def _no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "UPSTASH_REDIS_REST_TOKEN",
         "STRIPE_API_KEY",
         "STRIPE_API_BASE",
+        "STRIPE_WEBHOOK_SECRET",
     ):
         monkeypatch.delenv(name, raising=False)
 

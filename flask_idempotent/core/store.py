@@ -146,6 +146,17 @@ class Store(Protocol):
     def forget(self, claim: Claim) -> bool:
         """Delete the claim: the request was refused before it did anything."""
 
+    def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
+        """Renew the lease, and note that a step is about to run, unless the journal has it already.
+
+        :param name: the 16 bytes that every entry of the step begins with.
+        :param intent: the entry to append where none begins so.
+        :return: the journal as it was before; None where another token stands.
+        """
+
+    def end_step(self, claim: Claim, result: bytes) -> bool:
+        """Append the entry with a step's result. False where another token stands."""
+
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """Wait until the record is no longer pending."""
 

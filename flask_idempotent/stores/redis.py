@@ -117,6 +117,18 @@ class RedisStore:
         """Delete a claim of which only the token is known."""
         return bool(self._run(scripts.FORGET, key, owner))
 
+    def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
+        """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
+        terms = claim.terms
+        args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, name, intent)
+        return cast(bytes | None, self._run(scripts.STEP, claim.key, *args))
+
+    def end_step(self, claim: Claim, result: bytes) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
+        terms = claim.terms
+        args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, result)
+        return self._end(scripts.STEP_DONE, claim.key, *args)
+
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """See :class:`~flask_idempotent.core.store.Store`. Listens first, then reads, so that no change is missed."""
         deadline = time.monotonic() + timeout_ms / 1000

@@ -10,6 +10,7 @@ import hashlib
 from typing import Final
 
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MAX_ATTEMPT, VERSION
+from ..core.steps import journal_key
 from .wire import pack
 
 _PRELUDE: Final = f"""
@@ -114,24 +115,56 @@ if record and owner == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2
 return 0
 """
 
+# The journal of a request's steps stands beside its record. Only who holds the key may write to it.
+_STEP: Final = f"""
+local mine, head, lease, ttl, name, intent = unpack(ARGV)
+if record and (owner ~= mine or state ~= 'P') then return false end
+if not record then
+  redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
+else
+  redis.call('SETRANGE', KEYS[1], {HEAD_SIZE - DEADLINE_SIZE}, at(now + lease))
+  if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
+end
+local journal = redis.call('GET', KEYS[2]) or ''
+if not journal:find(name, 1, true) then redis.call('APPEND', KEYS[2], intent) end
+redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
+return journal
+"""
+
+_STEP_DONE: Final = """
+local mine, head, lease, ttl, result = unpack(ARGV)
+if record and (owner ~= mine or state ~= 'P') then return 0 end
+if not record then
+  redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
+end
+redis.call('APPEND', KEYS[2], result)
+redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
+return 1
+"""
+
 
 class Script:
     """A script as it is sent: by its digest, or whole where the server does not know it yet.
 
     :param body: what follows the prelude.
+    :param journal: whether it also touches the journal beside the record.
     """
 
-    def __init__(self, body: str) -> None:
+    def __init__(self, body: str, *, journal: bool = False) -> None:
         self.text = _PRELUDE + body
+        self._journal = journal
         self._sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, key: str, *args: bytes | int) -> bytes:
         """One packed call for a key."""
-        return pack("EVALSHA", self._sha, 1, key, *args)
+        return pack("EVALSHA", self._sha, *self._keys(key), *args)
 
     def whole(self, key: str, *args: bytes | int) -> bytes:
         """The same call, from which the server learns the script."""
-        return pack("EVAL", self.text, 1, key, *args)
+        return pack("EVAL", self.text, *self._keys(key), *args)
+
+    def _keys(self, key: str) -> tuple[int | str, ...]:
+        return (2, key, journal_key(key)) if self._journal else (1, key)
 
 
 CLAIM: Final = Script(_CLAIM)
@@ -142,4 +175,6 @@ FORGET: Final = Script(_FORGET)
 PEEK: Final = Script(_PEEK)
 RESTORE: Final = Script(_RESTORE)
 STRETCH: Final = Script(_STRETCH)
-SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH)
+STEP: Final = Script(_STEP, journal=True)
+STEP_DONE: Final = Script(_STEP_DONE, journal=True)
+SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH, STEP, STEP_DONE)

@@ -21,6 +21,7 @@ from flask_idempotent.stores.tiered import TieredStore
 from ..servers.link import Link
 from ..servers.standalone import RedisProcess
 from .making import Clock, alive, eventually
+from .topologies import FEWEST_RIGHTS, TOPOLOGIES, Topology, store_of
 
 Connect = Callable[..., RedisStore]
 
@@ -97,31 +98,46 @@ def connect() -> Iterator[Connect]:
 
 
 @pytest.fixture(scope="session")
-def _two_workers(
-    _session_redis: RedisProcess, _short_ears: None
-) -> Iterator[tuple[RedisStore, RedisStore, redis.Redis]]:
-    """What reaches the shared Redis in the contract suite: the stores of two workers, and a plain client."""
-    lent = redis.Redis(port=_session_redis.port)
-    made = [nodes_behind(lent, 5.0), nodes_behind(lent, 5.0)]
-    with _session_redis.client() as client:
-        yield RedisStore(made[0]), RedisStore(made[1]), client
-    hang_up(made)
+def _session_locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """A Redis with a password, a user of few rights, and a unix socket."""
+    directory = tmp_path_factory.mktemp("locked")
+    server = RedisProcess(directory, password="adm1n", user=FEWEST_RIGHTS, unix_socket=True)
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _topologies(request: pytest.FixtureRequest, _short_ears: None) -> Iterator[Callable[[str], Topology]]:
+    """The ways to reach a Redis, each made when it is first asked for."""
+    made: dict[str, Topology] = {}
+
+    def topology(name: str) -> Topology:
+        if name not in made:
+            fixture, settings = TOPOLOGIES[name]
+            servers = request.getfixturevalue(fixture)
+            config = settings(servers)
+            made[name] = Topology(store_of(config), store_of(config), servers.client())
+        return made[name]
+
+    yield topology
+    for each in made.values():
+        each.close()
 
 
 @pytest.fixture(
-    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "tiered", "two-workers"))]
+    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in (*TOPOLOGIES, "tiered", "two-workers"))]
 )
-def place(request: pytest.FixtureRequest) -> Place:
-    """The places of the contract: ``store`` and ``elsewhere`` are one store but for Redis alone and for two workers."""
+def place(request: pytest.FixtureRequest, _topologies: Callable[[str], Topology]) -> Place:
+    """The places of the contract: ``store`` and ``elsewhere`` are two stores where two workers reach one Redis."""
     local = memory()
     if request.param == "memory":
         return Place(local, local, local)
-    first, second, client = request.getfixturevalue("_two_workers")
-    client.flushall()
-    if request.param == "redis":
-        return Place(first, second, client=client)
-    store = TieredStore(local, first)
-    return Place(store, TieredStore(memory(), second) if request.param == "two-workers" else store, local, client)
+    at = _topologies(request.param if request.param in TOPOLOGIES else "redis")
+    at.client.flushall()
+    if request.param in TOPOLOGIES:
+        return Place(at.first, at.second, client=at.client)
+    store = TieredStore(local, at.first)
+    return Place(store, TieredStore(memory(), at.second) if request.param == "two-workers" else store, local, at.client)
 
 
 @pytest.fixture
