@@ -7,6 +7,7 @@ import configparser
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 _ENVIRONMENT = ("WEB_CONCURRENCY", "UWSGI_PROCESSES", "UWSGI_WORKERS")
@@ -31,11 +32,11 @@ def _in_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     words: list[str] = []
     with suppress(ValueError):  # not what a shell would take
         words = shlex.split(environ.get("GUNICORN_CMD_ARGS", ""))
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         option, _, value = word.partition("=")
         if option.startswith("-w") and option[2:].isdigit():
             option, value = "-w", option[2:]
-        if option in ("-w", "--workers"):
+        if option in ("-w", "--workers") and (value or following):
             yield "GUNICORN_CMD_ARGS --workers", value or following
 
 
