@@ -21,7 +21,19 @@ ROOT = Path(flask_idempotent.__file__).parent
 # top: it may use everything, and nothing but another of its kind may use it.
 LAYERS = (
     {"core"},
-    {"errors", "config", "active", "body", "entry", "forms", "inspection", "signals", "streams", "workers"},
+    {
+        "errors",
+        "config",
+        "active",
+        "body",
+        "entry",
+        "forms",
+        "inspection",
+        "script",
+        "signals",
+        "streams",
+        "workers",
+    },
     {"stores"},
     {"web"},
     {"state"},
