@@ -16,6 +16,13 @@ Server = TypeVar("Server", RedisProcess, SentinelSet, Cluster)
 
 
 @pytest.fixture(autouse=True)
+def _no_tier_of_the_host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests, and other runs of them, have left in the host's shared memory is not theirs to read."""
+    place = tmp_path_factory.getbasetemp() / "host" / "records.sqlite"
+    monkeypatch.setattr("flask_idempotent.stores.shared.default_path", lambda: place)
+
+
+@pytest.fixture(autouse=True)
 def _no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the developer's shell says about Redis or Stripe is not what the tests are about."""
     for name in (

@@ -110,10 +110,10 @@ def open_store(
 
 def _shared_tier(settings: Settings, beside: str) -> LocalTier:
     """The host's tier, in a file of its own for each Redis that it stands before."""
-    from .shared import SharedStore, check_path, default_directory
+    from .shared import SharedStore, check_path, default_path
 
     if settings.shared_path is not None:
         check_path(settings.shared_path)
         return SharedStore(settings.shared_path)
     name = combine("shared tier 1", settings.key_prefix.encode(), beside.encode()).hex()[:24]
-    return SharedStore(default_directory() / f"{name}.sqlite3")
+    return SharedStore(default_path().with_name(f"{name}.sqlite3"))
