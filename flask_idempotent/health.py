@@ -42,11 +42,12 @@ def check(state: AppState) -> dict[str, Any]:
         status, message = DEGRADED, "Redis cannot be used; new requests run without protection until it can."
     else:
         status, message = DEGRADED, "Redis cannot be used; this process keeps its own records until it can."
+    since = None if report.outage is None else report.since
     return {
         "status": status,
         "message": message,
         "stats": stats(report),
-        "since": None if report.since is None else datetime.fromtimestamp(report.since, UTC).isoformat(),
+        "since": None if since is None else datetime.fromtimestamp(since, UTC).isoformat(),
         "waiting": report.waiting,
         "breaker": report.breaker,
         "warnings": list(report.warnings),

@@ -17,7 +17,7 @@ def tiers(store: Store) -> list[tuple[str, Store]]:
     if isinstance(store, MemoryStore):
         return [("the memory of this process", store)]
     if isinstance(store, LocalStore):
-        return [(f"this host, {_path(store)}", store)]
+        return [(f"this host, in {_path(store)}", store)]
     if isinstance(store, NoTier):
         return []
     from .redis import RedisStore
@@ -73,8 +73,8 @@ def _local_tier(local: Store, prefix: str) -> Finding:
             "reaches another one may run again. Set IDEMPOTENCY_LOCAL_TIER to 'shared' where they share a host"
         )
         return Finding("local tier", Level.NOTE, text)
-    return Finding("local tier", Level.OK, f"one for all workers of this host, {_path(local)}")
+    return Finding("local tier", Level.OK, f"one for all workers of this host, in {_path(local)}")
 
 
 def _path(store: Any) -> str:
-    return str(getattr(store, "path", "in a file"))
+    return str(getattr(store, "path", "a file"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from flask_idempotent.stores.checks import examine, round_trip
 from flask_idempotent.stores.diagnosis import diagnose, milliseconds_left, tiers
 from flask_idempotent.stores.findings import Finding, Level, per_server
 from flask_idempotent.stores.nodes import Nodes
+from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.servers import Server
 from flask_idempotent.stores.source import read_source
 
@@ -23,7 +25,7 @@ from ..servers.cluster import Cluster
 from ..servers.link import Link
 from ..servers.sentinel import SentinelSet
 from ..servers.standalone import RedisProcess, User
-from .conftest import memory
+from .conftest import Connect, memory
 from .making import KEY, TTL, claim_of, eventually
 from .topologies import ALONE, FEWEST_RIGHTS, TOPOLOGIES, cluster_settings, sentinel_settings
 
@@ -103,6 +105,16 @@ def test_every_way_to_reach_a_redis_can_be_examined(
 
 
 @pytest.mark.redis
+def test_every_server_that_is_supported_passes_and_is_named(any_server: RedisProcess, opened: Open) -> None:
+    findings = found(opened(REDIS_URL=any_server.url))
+    assert levels(findings) == {"persistence": WARNING}
+    with any_server.client() as client:
+        info = client.info("server")
+    product = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+    assert findings["version"].text == product
+
+
+@pytest.mark.redis
 def test_a_sentinel_set_says_which_server_is_its_master(opened: Open, sentinel_set: SentinelSet) -> None:
     config = {name.removeprefix("CACHE_"): value for name, value in sentinel_settings(sentinel_set).items()}
     findings = found(opened(**config))
@@ -153,16 +165,40 @@ def test_a_memory_without_room_fails_its_trial() -> None:
 
 
 @pytest.mark.redis
-def test_two_tiers_are_named_and_both_are_tried(redis_server: RedisProcess, opened: Open) -> None:
-    store = opened(Settings(local_tier="memory"), REDIS_URL=redis_server.url)
+@pytest.mark.parametrize("tier", ["memory", "shared"])
+def test_two_tiers_are_named_and_both_are_tried(
+    redis_server: RedisProcess, opened: Open, tmp_path: Path, tier: str
+) -> None:
+    path = tmp_path / "records"
+    store = opened(Settings(local_tier=tier, shared_path=path), REDIS_URL=redis_server.url)
     findings = found(store)
-    assert findings["store"].text == f"Redis 127.0.0.1:{redis_server.port}/0, and before it the memory of this process"
-    assert findings["local tier"].level is NOTE
-    assert store.report().in_memory_size == 0
-    assert [name for name, _ in tiers(store)] == [
-        f"Redis 127.0.0.1:{redis_server.port}/0",
-        "the memory of this process",
-    ]
+    places = [f"Redis 127.0.0.1:{redis_server.port}/0", "the memory of this process"]
+    if tier == "shared":
+        places[1] = f"this host, in {path}"
+        assert findings["local tier"] == Finding("local tier", OK, f"one for all workers of this host, in {path}")
+    else:
+        assert findings["local tier"].level is NOTE
+        assert "Set IDEMPOTENCY_LOCAL_TIER to 'shared'" in findings["local tier"].text
+    assert findings["store"].text == ", and before it ".join(places)
+    assert [name for name, _ in tiers(store)] == places
+    assert store.report().in_memory_size == 0, "nothing is left behind"
+
+
+@pytest.mark.redis
+def test_a_file_that_cannot_be_used_is_a_failure(redis_server: RedisProcess, opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "records"
+    store = opened(Settings(local_tier="shared", shared_path=path), REDIS_URL=redis_server.url)
+    path.write_bytes(b"no database" * 1000)
+    path.chmod(0o600)
+    assert levels(found(store)) == {"persistence": WARNING, "local tier": FAILURE}
+
+
+def test_the_file_of_a_host_can_be_the_whole_store(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "records"
+    findings = found(opened(Settings(local_tier="shared", shared_path=path)))
+    assert [*findings] == ["store", "trial"]
+    assert levels(findings) == {}
+    assert str(path) in findings["store"].text
 
 
 @pytest.mark.redis
@@ -273,14 +309,14 @@ def test_a_replica_as_the_place_for_writes_is_a_failure(new_redis: Callable[...,
 @pytest.mark.redis
 @pytest.mark.parametrize(("wanted", "level"), [(0, OK), (1, OK), (2, FAILURE)])
 def test_the_replicas_that_must_have_a_record_are_counted(
-    new_redis: Callable[..., RedisProcess], opened: Open, wanted: int, level: Level
+    new_redis: Callable[..., RedisProcess], connect: Connect, wanted: int, level: Level
 ) -> None:
     master = new_redis(persistent=True).start()
     new_redis(replica_of=master).start()
     with master.client() as client:
         eventually(lambda: client.info("replication").get("slave0", {}).get("state") == "online", within=20)
-    settings = Settings(local_tier="memory", store_timeout=5.0, min_replicas=wanted)
-    findings = found(opened(settings, REDIS_URL=master.url))
+    wait_ms = 50 if level is FAILURE else 4000
+    findings = found(RedisStore(connect(master.port).nodes, min_replicas=wanted, wait_ms=wait_ms))
     assert findings["replicas"].level is level
     assert findings["replicas"].text.startswith(f"1 connected, IDEMPOTENCY_MIN_REPLICAS is {wanted}")
     assert findings["trial"].level is level

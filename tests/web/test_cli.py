@@ -146,8 +146,11 @@ def test_the_tiers_in_which_a_record_stands_are_named(store: StoreUnderTest, ord
         for line in run(orders.app, "show", "k", "--path", "/orders").output.splitlines()
         if line.startswith("where")
     ]
-    on_redis = [] if store.redis is None else [f"Redis 127.0.0.1:{store.redis.port}/0"]
-    assert places == [*on_redis, "the memory of this process"]
+    if store.redis is None:
+        assert places == ["the memory of this process"]
+    else:
+        path = store.config["IDEMPOTENCY_SHARED_PATH"]
+        assert places == [f"Redis 127.0.0.1:{store.redis.port}/0", f"this host, in {path}"]
 
 
 def test_a_record_below_a_mount_point_is_found_by_the_whole_path(
@@ -484,13 +487,14 @@ def flask(config: dict[str, Any], *args: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
 
 
-@pytest.fixture(params=["memory", None], ids=["two-tiers", "redis-alone"])
+@pytest.fixture(params=["shared", "memory", None], ids=lambda tier: f"{tier}-before-redis")
 def crashed(
-    request: pytest.FixtureRequest, redis_server: RedisProcess, processes: Workers
+    request: pytest.FixtureRequest, redis_server: RedisProcess, processes: Workers, tmp_path: Path
 ) -> Iterator[tuple[dict[str, Any], Client]]:
     """The settings of two workers of which one was killed in the middle of the request ``k``, and the other one."""
     tier = {"local_tier": request.param, "on_outage": "local" if request.param else "reject"}
     config = {**redis_config(redis_server), **setting_names({"lease": LEASE, "on_crash": "refuse", **tier})}
+    config["IDEMPOTENCY_SHARED_PATH"] = str(tmp_path / "records.sqlite")
     processes.hold.touch()
     first, second = processes.start(config, 2)
     killer = threading.Thread(target=lambda: (eventually(lambda: processes.lines("began")), first.kill()))

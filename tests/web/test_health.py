@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,9 +46,11 @@ def asked(server: Server, path: str = "/health") -> requests.Response:
 
 
 def test_a_store_that_works_is_healthy(
-    store: StoreUnderTest, make_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs
+    store: StoreUnderTest, bare_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs, tmp_path: Path
 ) -> None:
-    server = serve(with_health(make_app(), runs))
+    app = bare_app(**{**store.config, "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "records.sqlite")})
+    Idempotency(app)
+    server = serve(with_health(app, runs))
     on_redis = store.redis is not None
     for count in range(3):
         report = asked(server).json()
