@@ -195,6 +195,7 @@ class SharedStore(LocalStore):
     cache_type = "shared"
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, *, clock: Callable[[], int] | None = None) -> None:
+        self.path = path
         table = SharedTable(HostFile(path, limit_bytes), clock)
         super().__init__(table, table.now)
 

@@ -176,7 +176,8 @@ class TieredStore:
         except StoreError as error:
             reason = breaker.reason or str(error)
             return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
-        return replace(report, cache_type="redis", redis_available=True, since=breaker.since)
+        warnings = self._shared.condition.warnings()
+        return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
