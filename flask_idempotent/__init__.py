@@ -3,7 +3,7 @@
 from .active import Active, current_idempotency
 from .blueprint import create_blueprint
 from .cache import IdempotencyCache
-from .checkout import CheckoutError, CheckoutRefused, stripe_client
+from .checkout import CheckoutError, CheckoutRefused, stripe_client, stripe_errors
 from .config import ConfigurationError, Settings
 from .core.store import StoreError
 from .decorator import idempotent
@@ -44,4 +44,5 @@ __all__ = [
     "current_idempotency",
     "idempotent",
     "stripe_client",
+    "stripe_errors",
 ]
