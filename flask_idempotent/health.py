@@ -32,7 +32,8 @@ def check(state: AppState) -> dict[str, Any]:
     """
     report = state.store.report()
     if report.outage is None:
-        where = "Redis" if report.redis_available else "the memory of this process"
+        here = "the memory of this host" if report.host_wide else "the memory of this process"
+        where = "Redis" if report.redis_available else here
         status, message = HEALTHY, f"Outcomes are kept in {where}."
     elif report.refused:
         status, message = UNHEALTHY, "Redis refuses this client; new requests with a key are refused. See the log."
@@ -41,7 +42,8 @@ def check(state: AppState) -> dict[str, Any]:
     elif state.settings.on_outage is OnOutage.EXECUTE:
         status, message = DEGRADED, "Redis cannot be used; new requests run without protection until it can."
     else:
-        status, message = DEGRADED, "Redis cannot be used; this process keeps its own records until it can."
+        who = "this host" if report.host_wide else "this process"
+        status, message = DEGRADED, f"Redis cannot be used; {who} keeps its own records until it can."
     since = None if report.outage is None else report.since
     return {
         "status": status,

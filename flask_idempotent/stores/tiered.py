@@ -168,9 +168,8 @@ class TieredStore:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
         local = self._local.report()
         breaker = self._breaker
-        decides = "redis" if local.cache_type == "redis" else "memory"
         state = "open" if breaker.is_open else "closed"
-        report = replace(local, cache_type=decides, waiting=self._local.owed_count(), breaker=state)
+        report = replace(local, waiting=self._local.owed_count(), breaker=state)
         try:
             self._ask(self._shared.ping)
         except StoreError as error:

@@ -153,5 +153,5 @@ def test_a_healthy_store_reports_no_outage(place: Place) -> None:
     assert report.outage is None
     assert report.waiting == 0
     assert report.redis_available is (place.client is not None)
-    assert report.cache_type == ("redis" if place.client else place.local and place.local.cache_type)
+    assert report.cache_type == ("redis" if place.client else "memory")
     assert report.in_memory_size == (1 if place.local else 0)

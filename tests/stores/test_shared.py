@@ -442,7 +442,7 @@ def test_the_report_counts_what_is_alive_and_is_quick(shared: Make, clock: Clock
     assert store.report().in_memory_size == 4
     clock.advance(10)
     report = store.report()
-    assert (report.in_memory_size, report.cache_type, report.outage, report.refused) == (1, "shared", None, False)
+    assert (report.in_memory_size, report.cache_type, report.host_wide, report.outage) == (1, "memory", True, None)
 
 
 def test_the_report_of_a_store_that_cannot_be_used_says_why(shared: Make, path: Path) -> None:
