@@ -76,7 +76,7 @@ def test_a_set_that_lost_its_quorum_replaces_nobody(new_sentinel: NewSentinel) -
 def test_a_set_with_passwords_wants_them_everywhere(new_sentinel: NewSentinel) -> None:
     sentinel_set = new_sentinel(password="of servers", sentinel_password="of sentinels").start()
     for process in (*sentinel_set.servers, *sentinel_set.sentinels):
-        with redis.Redis(port=process.port) as client, pytest.raises(redis.AuthenticationError):
+        with redis.from_url(f"redis://127.0.0.1:{process.port}") as client, pytest.raises(redis.AuthenticationError):
             client.ping()
     with sentinel_set.client() as client:
         assert client.set("key", "value")
