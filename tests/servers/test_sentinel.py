@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from .process import until
-from .sentinel import MASTER, SentinelSet
+from .sentinel import SentinelSet
 
 pytestmark = pytest.mark.redis
 
@@ -67,9 +67,9 @@ def test_a_set_that_lost_its_quorum_replaces_nobody(new_sentinel: NewSentinel) -
         sentinel.stop()
     master = sentinel_set.master_address()
     sentinel_set.kill_master()
-    with sentinel_set.sentinels[0].client() as client:
-        until(lambda: "s_down" in client.sentinel_master(MASTER)["flags"], "the master to count as down")
-        assert "o_down" not in client.sentinel_master(MASTER)["flags"]
+    left = sentinel_set.sentinels[0]
+    until(lambda: "s_down" in left.master()["flags"], "the master to count as down")
+    assert "o_down" not in left.master()["flags"]
     assert sentinel_set.master_address() == master
 
 
