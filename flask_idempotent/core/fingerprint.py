@@ -86,10 +86,10 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
         text = body.decode()
         if _ESCAPED_MARK in text or _is_deep(text):
             return raw_body(body)
-        value = json.loads(text, parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
-        if ignored and isinstance(value, dict):
+        value = _DECODER.decode(text)
+        if isinstance(value, dict) and not ignored.isdisjoint(value):
             value = {name: member for name, member in value.items() if name not in ignored}
-        return combine("json", json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+        return combine("json", _ENCODER.encode(value).encode())
     except (ValueError, RecursionError):
         return raw_body(body)
 
@@ -134,3 +134,8 @@ def _members(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(items):
         raise ValueError("duplicate members")
     return members
+
+
+# Made once: json.loads and json.dumps make new ones for each call with options. What was parsed holds no circle.
+_DECODER: Final = json.JSONDecoder(parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
