@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -29,11 +29,11 @@ _ESCAPED_MARK: Final = "\\u0000"
 
 def fingerprint(
     *,
-    query: Iterable[tuple[str, str]],
+    query: Sequence[tuple[str, str]],
     content_type: str,
     body: bytes,
     credentials: bytes = b"",
-    selectors: Iterable[tuple[str, str]] = (),
+    selectors: Sequence[tuple[str, str]] = (),
 ) -> bytes:
     """The digest of a request.
 
@@ -44,9 +44,9 @@ def fingerprint(
     :param selectors: the conditional and range headers (RFC 9110, sections 13 and 14) of the request.
     :return: 32 bytes.
     """
-    return combine(
-        "request fingerprint 1", pairs(query), content_type.lower().encode(), body, credentials, pairs(selectors)
-    )
+    asked = pairs(query) if query else _NO_PAIRS
+    chosen = pairs(selectors) if selectors else _NO_PAIRS
+    return combine("request fingerprint 1", asked, content_type.lower().encode(), body, credentials, chosen)
 
 
 def pairs(items: Iterable[tuple[str, str]]) -> bytes:
@@ -56,6 +56,9 @@ def pairs(items: Iterable[tuple[str, str]]) -> bytes:
     """
     ordered = sorted(items, key=itemgetter(0))
     return combine("pairs", *(part.encode("utf-8", "surrogatepass") for pair in ordered for part in pair))
+
+
+_NO_PAIRS: Final = pairs(())
 
 
 def raw_body(body: bytes) -> bytes:
