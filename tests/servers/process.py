@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -36,13 +36,16 @@ class ServerProcess:
 
     :param directory: of its own, where the log goes.
     :param command: the program and its arguments.
+    :param env: its environment, when it is not ours.
     """
 
-    def __init__(self, directory: Path, command: Sequence[str]) -> None:
+    def __init__(self, directory: Path, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.log = directory / "log"
         self._command = list(command)
+        self._env = env
         self._process: subprocess.Popen[bytes] | None = None
+        self.frozen = False
 
     @property
     def pid(self) -> int:
@@ -58,7 +61,12 @@ class ServerProcess:
         assert self._process is None, f"runs already: {self._command}"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the test run alone
             )
         REAPER.watch(self._process.pid)
 
@@ -84,13 +92,16 @@ class ServerProcess:
             process.send_signal(signal.SIGCONT)
             process.kill()
             process.wait()
+            self.frozen = False
             REAPER.forget(process.pid)
 
     def freeze(self) -> None:
         """Stop the process in its tracks; on return it does nothing any more. Its sockets stay."""
         os.kill(self.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        self.frozen = True
 
     def thaw(self) -> None:
         """Let a frozen process go on."""
         os.kill(self.pid, signal.SIGCONT)
+        self.frozen = False

@@ -9,8 +9,10 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from .binaries import SYSTEM, binary
+from .binaries import SYSTEM, binary, environment
 from .ports import Port
 from .process import ServerProcess
 from .tls import Tls
@@ -79,7 +81,7 @@ class RedisProcess(ServerProcess):
             command += ["--replicaof", "127.0.0.1", str(replica_of.port)]
         # A replica is fed as soon as it asks, not together with others that may ask within 5 seconds.
         command += ["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]
-        super().__init__(directory, [*command, *(user.options if user else ()), *options])
+        super().__init__(directory, [*command, *(user.options if user else ()), *options], environment(version))
 
     @property
     def url(self) -> str:
@@ -109,7 +111,7 @@ class RedisProcess(ServerProcess):
 
     def answers(self) -> bool:
         try:
-            with self.client(socket_timeout=1) as client:
+            with self.client(socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is a ConnectionError
             return False
