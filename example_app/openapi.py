@@ -88,6 +88,10 @@ def _health() -> dict[str, Any]:
                     "cacheType": {"enum": ["redis", "memory"]},
                 },
             },
+            "since": {"type": ["string", "null"], "format": "date-time"},
+            "waiting": {"type": "integer", "minimum": 0},
+            "breaker": {"enum": ["open", "closed", None]},
+            "warnings": {"type": "array", "items": {"type": "string"}},
         },
     }
     return {

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from flask import Request, has_request_context, request
 from werkzeug.local import LocalProxy
 
 from .core.digest import combine
+from .core.steps import StepLost, Steps, StepUnknown
+from .core.store import Claim, Store
+from .errors import OutcomeUnknown, RequestInProgress
 
 _ACTIVE: Final = "_idempotency"
 
@@ -24,12 +27,17 @@ class Active:
     :param key: the client's or the caller's key; None when a request has none and the view runs unprotected.
     :param attempt: 1, or more when an earlier attempt under this key failed or its worker died.
     :param stored: whether the outcome is to be stored; see :meth:`do_not_store`.
+    :param inconclusive: whether a step could not tell what has been done; then the answer is no outcome.
     """
 
     key: str | None
     attempt: int
     _seed: bytes
+    _store: Store | None = None
+    _claim: Claim | None = None
     stored: bool = field(default=True, init=False)
+    inconclusive: bool = field(default=False, init=False)
+    _steps: Steps | None = field(default=None, init=False)
 
     @classmethod
     def without_key(cls) -> Active:
@@ -54,6 +62,52 @@ class Active:
         :return: 64 hexadecimal digits.
         """
         return combine("derived key 1", self._seed, purpose.encode()).hex()
+
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        key_arg: str | None = None,
+        at_most_once: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Call ``function(*args, **kwargs)`` and note its result under the request's key, so that a retry after a
+        crash or a failure gets the result instead of another call.
+
+        A step whose result was not noted when the worker died runs again, unless ``at_most_once``. Without a key the
+        function is just called.
+
+        :param name: names the step within the view, such as ``"charge"``.
+        :param function: does one thing; its result must be JSON.
+        :param args: JSON as well, and the same on every attempt.
+        :param key_arg: name of a keyword argument by which the function gets a key for the service it calls: the same
+            on every attempt, as from :meth:`derive`.
+        :param at_most_once: for an effect that has no key of its own: it is not tried again when an earlier attempt may
+            have done it.
+        :return: the result as JSON gives it back, on the first call as well: a tuple becomes a list.
+        :raises OutcomeUnknown: ``at_most_once``, and nobody knows whether an earlier attempt did it.
+        :raises RequestInProgress: another worker has taken the key over; this one must not go on.
+        :raises StepError: the name is there twice, the arguments are not those of an earlier attempt, or something is
+            not JSON.
+        :raises StoreError: the step cannot be noted, so it was not begun; or its result cannot, and a retry repeats it.
+        """
+        if self._steps is None:
+            self._steps = Steps(self._store, self._claim, self.derive)
+        try:
+            return self._steps.run(name, function, args, kwargs, key_arg=key_arg, at_most_once=at_most_once)
+        except StepUnknown as error:
+            self.inconclusive = True
+            raise OutcomeUnknown(f"The step {name!r} may have been done before, and must not be done twice.") from error
+        except StepLost as error:
+            self.inconclusive = True
+            raise RequestInProgress(retry_after=1) from error
+
+    @property
+    def acted(self) -> bool:
+        """Whether a step has begun: then something may have happened, whatever the answer says."""
+        return self._steps is not None
 
 
 @dataclass(frozen=True, slots=True)

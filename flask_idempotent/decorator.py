@@ -158,7 +158,8 @@ class _Execution:
 
     def run(self, incoming: Incoming, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
-        active = Active(incoming.key, self._run.claim.attempt, _seed(incoming))
+        claim = self._run.claim
+        active = Active(incoming.key, claim.attempt, _seed(incoming), self._guard.store, claim)
         activate(active)
         try:
             response = self._respond(call)
@@ -170,9 +171,9 @@ class _Execution:
 
     def _settle(self, response: Response, active: Active) -> None:
         fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
-        if fate is Fate.KEEP and active.stored:
+        if fate is Fate.KEEP and active.stored and not active.inconclusive:
             self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
-        elif fate is Fate.FAIL:
+        elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
             self._guard.fail(self._run)
         else:
             self._guard.forget(self._run)
@@ -212,15 +213,15 @@ class _Execution:
         headers = web.stored_headers(response, self._settings)
         status = response.status
 
-        def store(body: bytes | None) -> None:
+        def store(body: bytes | None) -> bool:
             kept = None if body is None or len(body) > self._settings.max_body else body
             stored = StoredResponse(status, headers, kept)
-            self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
+            return self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
 
         if response.is_streamed or response.direct_passthrough:
             failed = functools.partial(self._guard.fail, self._run)
             limit, length = self._settings.max_body, response.content_length
             patience = self._settings.max_runtime
             response.response = Recorder(response.response, limit, length, store, failed, patience)
-        else:
-            store(response.get_data())
+        elif not store(response.get_data()):
+            web.mark_unstored(response)

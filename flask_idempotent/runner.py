@@ -76,12 +76,12 @@ class Runner:
         begun = begin(state.guard, storage_key(settings.key_prefix, digest), mark, settings)
         if isinstance(begun, Replay):
             return json.loads(begun.response.body or b"")
-        attempt = begun.claim.attempt if isinstance(begun, Run) else 1
-        active = Active(key, attempt, derivation_seed(digest, mark))
+        seed = derivation_seed(digest, mark)
         call = functools.partial(app.ensure_sync(function), *args, **kwargs)
         if isinstance(begun, Run):
+            active = Active(key, begun.claim.attempt, seed, state.store, begun.claim)
             return json.loads(_execute(state.guard, begun, active, call, settings))
-        return json.loads(_result(active, call, settings.max_body))
+        return json.loads(_result(Active(key, 1, seed), call, settings.max_body))
 
     def _mark(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """32 bytes for what makes two calls the same call."""
@@ -108,6 +108,8 @@ def _execute(guard: Guard, run: Run, active: Active, call: Call, settings: Setti
         raise
     if active.stored:
         guard.finish(run, StoredResponse("200 OK", _HEADERS, result), run.claim.terms.ttl_ms, settings.compress_over)
+    elif active.acted:  # after a step something may have happened
+        guard.fail(run)
     else:
         guard.forget(run)
     return result
