@@ -14,7 +14,7 @@ from .failures import ERRORS, store_error
 from .findings import Finding, Level, per_server
 from .nodes import Nodes
 from .redis import RedisStore, translated
-from .sentinels import SentinelNodes
+from .nodes import SentinelNodes
 from .servers import EVICTION, PERSISTENCE, ROLE, SAFE_POLICY, Server, look
 from .trial import scratch_key, try_out
 from .wire import Reply, ServerError, pack
