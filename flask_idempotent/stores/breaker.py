@@ -20,6 +20,14 @@ PROBE_JITTER: Final = 0.2
 LEFTOVER_SECONDS: Final = 1.0
 
 
+class Prober:
+    """The thread that probes in one process."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.told_to_stop = threading.Event()
+
+
 class Breaker:
     """Counts failures in a row, opens at the second, and closes when ``recover`` succeeds.
 
@@ -44,7 +52,7 @@ class Breaker:
         self._changed = changed
         self._lock = threading.Lock()
         self._failures = 0
-        self._prober: tuple[int, object] | None = None  # the process in which a probe runs, and which one it is
+        self._prober: Prober | None = None
         self._wanted = False  # since the last recovery began
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
@@ -75,7 +83,7 @@ class Breaker:
     def watch(self) -> None:
         """See to it that the probe of this process runs."""
         prober = self._prober
-        if prober is None or prober[0] != os.getpid():
+        if prober is None or prober.pid != os.getpid():
             self._start()
 
     def probe(self) -> None:
@@ -86,13 +94,15 @@ class Breaker:
     def stop(self) -> None:
         """Let the probe end, whatever is left to do."""
         with self._lock:
-            self._prober = None
+            prober, self._prober = self._prober, None
+        if prober is not None:
+            prober.told_to_stop.set()
 
     def _start(self) -> None:
         with self._lock:
-            if self._prober is not None and self._prober[0] == os.getpid():
+            if self._prober is not None and self._prober.pid == os.getpid():
                 return
-            prober = (os.getpid(), object())
+            prober = Prober()
             try:
                 threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
             except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
@@ -100,16 +110,16 @@ class Breaker:
                 return
             self._prober = prober
 
-    def _probe(self, me: tuple[int, object]) -> None:
+    def _probe(self, me: Prober) -> None:
         pause: float | None = PROBE_SECONDS
         while pause is not None:
-            time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
-            if self._prober != me:  # told to stop
+            jitter = random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER)  # noqa: S311
+            if me.told_to_stop.wait(pause * jitter) or self._prober is not me:
                 return
             to_do = self._wanted or self.reason is not None
             pause = self._try_to_recover(me) if to_do else self._look()
 
-    def _try_to_recover(self, me: tuple[int, object]) -> float | None:
+    def _try_to_recover(self, me: Prober) -> float | None:
         """One attempt; the seconds until the next, or None when there is nothing left to do for this thread."""
         self._wanted, was_open = False, self.is_open
         try:
@@ -137,7 +147,7 @@ class Breaker:
             self.succeeded()
         return PROBE_SECONDS
 
-    def _closed(self, me: tuple[int, object], finished: bool) -> bool:
+    def _closed(self, me: Prober, finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
             ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
@@ -146,7 +156,7 @@ class Breaker:
                 self.ended = time.monotonic()
             self._wanted = self._wanted or not finished
             over = not self._wanted
-            if over and self._glance is None and self._prober == me:
+            if over and self._glance is None and self._prober is me:
                 self._prober = None
         if ended:
             log.warning("idempotency: Redis is back, and has what was recorded meanwhile")

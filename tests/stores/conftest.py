@@ -67,6 +67,24 @@ def memory(
     return of(RecordCache(threshold), clock)
 
 
+@pytest.fixture(autouse=True)
+def _no_probe_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that a test does not close looks for its Redis for ever."""
+    made: list[TieredStore] = []
+    init = TieredStore.__init__
+
+    def remembered(store: TieredStore, *args: Any) -> None:
+        init(store, *args)
+        made.append(store)
+
+    monkeypatch.setattr(TieredStore, "__init__", remembered)
+    yield
+    for store in made:
+        store._breaker.stop()
+    if made:
+        eventually(lambda: not alive("probe"))
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -172,8 +190,6 @@ def _tiered(request: pytest.FixtureRequest, at: Topology) -> Iterator[Place]:
     first, second = TieredStore(local, at.first), TieredStore(make(), at.second)
     known = local if isinstance(local, LocalStore) else None
     yield Place(first, first if request.param == "tiered" else second, known, at.client)
-    for store in (first, second):
-        store._breaker.stop()
 
 
 @pytest.fixture

@@ -149,6 +149,7 @@ def test_the_threshold_is_the_limit_of_the_local_tier_too(redis_server: RedisPro
     """The error of a full tier tells to raise IDEMPOTENCY_CACHE_THRESHOLD; so it must be what counts."""
     app = Flask(__name__)
     app.config.update(IDEMPOTENCY_CACHE_REDIS_URL=redis_server.url, IDEMPOTENCY_CACHE_THRESHOLD=3)
+    app.config["IDEMPOTENCY_LOCAL_TIER"] = "memory"
     store = Idempotency(app).state_of(app).store
     for number in range(3):
         store.claim(claim_of(key=key_of(number)))
