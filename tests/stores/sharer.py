@@ -36,6 +36,7 @@ class Child:
 
     def __init__(self, work: Callable[[], None], heard: Path) -> None:
         self.heard = heard
+        heard.unlink(missing_ok=True)
         self.pid = os.fork()
         if not self.pid:
             os.dup2(os.open(heard, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
@@ -56,7 +57,7 @@ class Child:
 
     def lines(self) -> list[str]:
         """What it told. Whole lines only."""
-        return self.heard.read_text().split("\n")[:-1]
+        return self.heard.read_text().split("\n")[:-1] if self.heard.exists() else []
 
 
 def race(path: Path, rounds: str) -> None:
@@ -91,7 +92,9 @@ def kill(path: Path, rounds: str) -> None:
             Child(lambda name=f"writer {round_} {number}": write(path, name), path.with_name(f"writer-{number}"))
             for number in range(3)
         ]
-        time.sleep(0.01 + chance.random() * 0.05)
+        while not all(writer.lines() for writer in writers):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.02)
         for writer in chance.sample(writers, 3):
             writer.kill()
             stored |= (line.rsplit(" ", 1) for line in writer.lines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -319,7 +320,7 @@ def test_a_full_tier_that_may_drop_nothing_refuses_new_keys_and_lets_the_others_
     assert caught.value.outage is False
     assert small.renew(running, owed=True) == [True] * 5
     for claim in running[:3]:
-        assert small.complete(claim, payload_of(claim, bytes(1000)), TTL, owed=True)
+        assert small.complete(claim, payload_of(claim, os.urandom(8000)), TTL, owed=True)
     assert small.fail(running[3], owed=True)
     assert small.forget(running[4], owed=True)
     for claim, state in zip(running, [State.DONE] * 3 + [State.FAILED], strict=False):

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -101,7 +101,7 @@ def test_of_eight_processes_one_gets_each_key(start: Start, shared: Make) -> Non
 
 def test_what_a_process_has_stored_outlives_its_killing_at_any_moment(start: Start, shared: Make, path: Path) -> None:
     stored = json.loads(line(start("kill", "40")))
-    assert len(stored) > 500
+    assert len(stored) >= 3 * 40
     store = shared()
     for key, size in stored.items():
         body = body_of(store, key)
@@ -193,6 +193,31 @@ def test_a_process_that_is_frozen_as_it_writes_holds_up_new_keys_only_and_not_fo
     assert store.claim(new) == Claimed(1)
 
 
+def test_a_file_that_others_write_all_the_time_is_worth_waiting_for(shared: Make, path: Path) -> None:
+    """What tells them from a frozen process is that the log changes."""
+    store = shared()
+    store.set("first", b"", TTL)
+    over = threading.Event()
+
+    def write() -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for number in range(1000):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("INSERT INTO notes VALUES (?, '')", (str(number),))
+                done = over.wait(0.05)
+                connection.execute("COMMIT")
+                if done:
+                    return
+
+    writer, ends = threading.Thread(target=write), threading.Timer(0.7, over.set)
+    writer.start()
+    ends.start()
+    eventually(lambda: rows(store, path, "notes"))
+    assert store.claim(claim_of()) == Claimed(1)
+    over.set()
+    writer.join()
+
+
 def test_a_process_that_is_killed_as_it_writes_holds_up_nobody(start: Start, shared: Make) -> None:
     store = shared()
     frozen = start("stop", "write")
@@ -206,24 +231,23 @@ def test_a_process_that_is_frozen_as_it_reads_makes_the_log_grow_no_further_than
     start: Start, shared: Make, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "TEND_SECONDS", 0.02)
-    store = shared(limit_bytes=400_000)
-    running = claim_of()
+    store = shared(limit_bytes=2_000_000)
+    running, numbers = claim_of(), count()
     assert store.claim(running) == Claimed(1)
     frozen = start("stop", "read")
     assert line(frozen) == "stops"
 
     def refused() -> str:
-        for number in range(100):
-            try:
-                store.set(numbered(number), bytes(100), TTL)
-            except StoreFull as error:
-                return str(error)
+        try:
+            store.set(numbered(next(numbers)), b"", TTL)
+        except StoreFull as error:
+            return str(error)
         return ""
 
     why = eventually(refused, within=30)
     assert "has stopped; end it" in why
     log = path.with_name(path.name + "-wal")
-    assert log.stat().st_size < 6_000_000
+    assert 2_000_000 < log.stat().st_size < 12_000_000
     assert store.complete(running, payload_of(running), TTL)
 
     frozen.send_signal(signal.SIGCONT)
@@ -368,7 +392,7 @@ def test_what_cleans_up_old_files_finds_none_in_use(shared: Make, path: Path, mo
     finish(store, KEY)
     for part in parts(path):
         os.utime(part, (0, 0))
-    eventually(lambda: store.get(KEY) and all(part.stat().st_mtime for part in parts(path)))
+    eventually(lambda: store.get(KEY) and all(part.stat().st_atime for part in parts(path)))
 
 
 # Room
