@@ -3,8 +3,9 @@
 from .active import Active, current_idempotency
 from .blueprint import create_blueprint
 from .cache import IdempotencyCache
-from .checkout import CheckoutError, CheckoutRefused, stripe_client
+from .checkout import CheckoutError, CheckoutRefused, stripe_client, stripe_errors
 from .config import ConfigurationError, Settings
+from .core.steps import StepError
 from .core.store import StoreError
 from .decorator import idempotent
 from .errors import (
@@ -18,6 +19,8 @@ from .errors import (
     StoreUnavailable,
 )
 from .extension import Idempotency
+from .runner import Runner
+from .webhook import WebhookRefused
 
 __all__ = [
     "Active",
@@ -33,11 +36,15 @@ __all__ = [
     "OutcomeUnknown",
     "RecordUnreadable",
     "RequestInProgress",
+    "Runner",
     "Settings",
+    "StepError",
     "StoreError",
     "StoreUnavailable",
+    "WebhookRefused",
     "create_blueprint",
     "current_idempotency",
     "idempotent",
     "stripe_client",
+    "stripe_errors",
 ]

@@ -11,18 +11,18 @@ from flask import Flask, current_app
 from .config import duration, milliseconds
 from .core.digest import combine
 from .core.key import storage_key
+from .core.record import RESULT
 from .core.store import Store
 from .state import AppState, app_state
 
 TTL: Final = 600.0
-_VERSION: Final = b"\x01J"
 
 
 class IdempotencyCache:
     """JSON results by key, in the app's idempotency store. For tasks and commands that want to remember what they did.
 
     The keys are hashed and apart from those of requests. It remembers; it does not arbitrate: two workers that both
-    find nothing will both go on. Views have ``@idempotent`` for that.
+    find nothing will both go on. Views have ``@idempotent`` for that, and functions ``Idempotency.run``.
 
     :param app: whose store is used; by default the current app's.
     :param ttl: seconds for which a result is kept, or a timedelta; 600 by default.
@@ -41,9 +41,9 @@ class IdempotencyCache:
         """
         store, name = self._find(key)
         raw = store.get(name)
-        if raw is None or not raw.startswith(_VERSION):
+        if raw is None or not raw.startswith(RESULT):
             return default
-        return json.loads(raw[len(_VERSION) :])
+        return json.loads(raw[len(RESULT) :])
 
     def set(self, key: str, result: Any, ttl: float | timedelta | None = None) -> None:
         """Keep a result.
@@ -55,7 +55,7 @@ class IdempotencyCache:
         :raises StoreError: the store cannot take it.
         """
         store, name = self._find(key)
-        raw = _VERSION + json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
+        raw = RESULT + json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
         store.set(name, raw, milliseconds(self._ttl if ttl is None else duration(ttl)))
 
     def exists(self, key: str) -> bool:

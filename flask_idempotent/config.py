@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from .core.store import OnOutage, Terms
@@ -32,12 +34,12 @@ class ConfigurationError(ValueError):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one app, or of one route of it. Times are in seconds, sizes in bytes.
 
     Each is read from ``IDEMPOTENCY_<NAME>``; those in :data:`ROUTE_SETTINGS` can be given to ``@idempotent`` by their
-    name.
+    name, and those in :data:`RUN_SETTINGS` to ``Idempotency.runner``.
 
     :param ttl: retention of an outcome.
     :param lease: how long a worker may be silent before it counts as dead.
@@ -51,7 +53,10 @@ class Settings:
     :param max_body: the largest response body that is stored.
     :param compress_over: the size from which a stored response is compressed, where that pays.
     :param key_prefix: what every key in the store begins with.
-    :param local_tier: ``"memory"``, or None for Redis alone.
+    :param local_tier: ``"shared"`` (one file for all workers of the host), ``"memory"`` (this process), None for Redis
+        alone; ``"auto"`` is shared with Redis, and memory without.
+    :param shared_path: the file of the shared tier; None for one in shared memory or the temporary directory.
+    :param min_replicas: how many replicas must have a claim and an outcome before they count.
     :param on_outage: ``"local"``, ``"reject"`` or ``"execute"``: what becomes of new keys while Redis is away.
     :param on_crash: ``"resume"`` or ``"refuse"``: what becomes of a request whose worker died.
     :param store_timeout: how long Redis may take to answer; None for 0.25, or 1 over TLS.
@@ -72,7 +77,9 @@ class Settings:
     max_body: int = 1024 * 1024
     compress_over: int = 1024
     key_prefix: str = "idempotency:"
-    local_tier: str | None = "memory"
+    local_tier: str | None = "auto"
+    shared_path: Path | None = None
+    min_replicas: int = 0
     on_outage: OnOutage = OnOutage.LOCAL
     on_crash: str = "resume"
     store_timeout: float | None = None
@@ -80,7 +87,7 @@ class Settings:
     ignored_fields: frozenset[str] = frozenset({"csrf_token"})
     docs_url: str | None = None
 
-    @property
+    @cached_property
     def terms(self) -> Terms:
         """What the guard needs to know, in milliseconds."""
         return Terms(
@@ -91,6 +98,11 @@ class Settings:
             resume=self.on_crash == "resume",
             on_outage=self.on_outage,
         )
+
+    @cached_property
+    def uncounted_fields(self) -> frozenset[str]:
+        """The fields and members of a body that are no part of what is compared."""
+        return self.ignored_fields | {self.form_field}
 
     def override(self, options: Mapping[str, Any]) -> Settings:
         """These settings with the options of one route.
@@ -105,6 +117,7 @@ ROUTE_SETTINGS: Final = frozenset(
     "ttl lease wait required methods header form_field replay_header max_key_length max_body compress_over on_outage"
     " on_crash max_runtime ignored_fields docs_url".split()
 )
+RUN_SETTINGS: Final = frozenset("ttl lease wait max_body compress_over on_outage on_crash max_runtime docs_url".split())
 
 
 def read_settings(config: Mapping[str, Any]) -> tuple[Settings, list[str]]:
@@ -139,8 +152,20 @@ def check_route(options: Mapping[str, Any]) -> dict[str, Any]:
 
     :raises ConfigurationError: with every mistake.
     """
-    rules = {name: rule for name, rule in _RULES.items() if name in ROUTE_SETTINGS}
-    values, mistakes = _checked(options, lambda name: f"@idempotent({name}=...)", rules)
+    return _check_options(options, "@idempotent", ROUTE_SETTINGS)
+
+
+def check_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings given to ``Idempotency.runner``, checked.
+
+    :raises ConfigurationError: with every mistake.
+    """
+    return _check_options(options, "Idempotency.runner", RUN_SETTINGS)
+
+
+def _check_options(options: Mapping[str, Any], where: str, known: frozenset[str]) -> dict[str, Any]:
+    rules = {name: rule for name, rule in _RULES.items() if name in known}
+    values, mistakes = _checked(options, lambda name: f"{where}({name}=...)", rules)
     if mistakes:
         raise ConfigurationError(mistakes)
     return values
@@ -227,6 +252,14 @@ def _prefix(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | Path) or not Path(value).is_absolute():
+        raise ValueError("must be the absolute path of a file")
+    return Path(value)
+
+
 def _names(value: Any) -> frozenset[str]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValueError("must be a collection of names")
@@ -269,7 +302,9 @@ _RULES: Final[dict[str, Callable[[Any], Any]]] = {
     "max_body": _size(0, 512 * 1024 * 1024),
     "compress_over": _size(0, 512 * 1024 * 1024),
     "key_prefix": _prefix,
-    "local_tier": _choice("memory", None),
+    "local_tier": _choice("auto", "shared", "memory", None),
+    "shared_path": _path,
+    "min_replicas": _size(0, 100),
     "on_outage": _outage,
     "on_crash": _choice("resume", "refuse"),
     "store_timeout": lambda value: None if value is None else duration(value),

@@ -17,11 +17,9 @@ from werkzeug.exceptions import HTTPException
 from . import errors, web
 from .active import Active, activate, is_active
 from .config import ConfigurationError, Settings, check_route, duration, milliseconds
-from .core.digest import combine
 from .core.guard import Guard, Run, Unprotected
-from .core.machine import Mismatch, Replay, Unknown, Verdict
-from .core.record import NewerRecord, StoredResponse, UnreadableRecord
-from .core.store import StoreError
+from .core.record import StoredResponse
+from .entry import begin, derivation_seed
 from .state import app_state
 from .streams import Recorder
 from .web import Fate, Incoming, Readers
@@ -36,7 +34,6 @@ Lifetime = Callable[[Response], float | timedelta]
 
 GUARDED: Final = "_idempotent_guarded"  # on the function that the decorator returns
 COVERED: Final = "_idempotent_covered"  # on the view below it, which must not be what the app routes to
-RETRY_AFTER: Final = 1  # seconds
 
 
 @overload
@@ -135,40 +132,18 @@ def _answer(route: _Route, call: Call) -> ResponseReturnValue:
             raise errors.KeyMissing(docs_url=settings.docs_url)
         activate(Active.without_key())
         return call()
-    begun = _begin(state.guard, incoming, settings)
+    begun = begin(state.guard, incoming.storage_key, incoming.fingerprint, settings)
     if isinstance(begun, Run):
         return _Execution(app, route, settings, state.guard, begun).run(incoming, call)
     if isinstance(begun, Unprotected):
         activate(Active(incoming.key, 1, _seed(incoming)))
         after_this_request(web.mark_degraded)
         return call()
-    return _repeat(begun, app, settings)
+    return web.replay(begun.response, app, settings)
 
 
 def _seed(incoming: Incoming) -> bytes:
-    return combine("derivation seed 1", incoming.digest, incoming.fingerprint)
-
-
-def _begin(guard: Guard, incoming: Incoming, settings: Settings) -> Run | Unprotected | Verdict:
-    try:
-        return guard.begin(incoming.storage_key, incoming.fingerprint, settings.terms)
-    except (StoreError, NewerRecord) as error:
-        if not getattr(error, "outage", False):  # the store logs its outages, once
-            log.error("idempotency: a request was refused: %s", error)
-        raise errors.StoreUnavailable(retry_after=RETRY_AFTER, docs_url=settings.docs_url) from error
-    except UnreadableRecord as error:
-        raise errors.RecordUnreadable(docs_url=settings.docs_url) from error
-
-
-def _repeat(verdict: Verdict, app: Flask, settings: Settings) -> Response:
-    """The answer to a request whose key is taken."""
-    if isinstance(verdict, Replay):
-        return web.replay(verdict.response, app, settings)
-    if isinstance(verdict, Mismatch):
-        raise errors.KeyReused(docs_url=settings.docs_url)
-    if isinstance(verdict, Unknown):
-        raise errors.OutcomeUnknown(docs_url=settings.docs_url)
-    raise errors.RequestInProgress(retry_after=RETRY_AFTER, docs_url=settings.docs_url)
+    return derivation_seed(incoming.digest, incoming.fingerprint)
 
 
 class _Execution:
@@ -183,7 +158,8 @@ class _Execution:
 
     def run(self, incoming: Incoming, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
-        active = Active(incoming.key, self._run.claim.attempt, _seed(incoming))
+        claim = self._run.claim
+        active = Active(incoming.key, claim.attempt, _seed(incoming), self._guard.store, claim)
         activate(active)
         try:
             response = self._respond(call)
@@ -195,9 +171,9 @@ class _Execution:
 
     def _settle(self, response: Response, active: Active) -> None:
         fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
-        if fate is Fate.KEEP and active.stored:
+        if fate is Fate.KEEP and active.stored and not active.inconclusive:
             self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
-        elif fate is Fate.FAIL:
+        elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
             self._guard.fail(self._run)
         else:
             self._guard.forget(self._run)
@@ -237,15 +213,15 @@ class _Execution:
         headers = web.stored_headers(response, self._settings)
         status = response.status
 
-        def store(body: bytes | None) -> None:
+        def store(body: bytes | None) -> bool:
             kept = None if body is None or len(body) > self._settings.max_body else body
             stored = StoredResponse(status, headers, kept)
-            self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
+            return self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
 
         if response.is_streamed or response.direct_passthrough:
             failed = functools.partial(self._guard.fail, self._run)
             limit, length = self._settings.max_body, response.content_length
             patience = self._settings.max_runtime
             response.response = Recorder(response.response, limit, length, store, failed, patience)
-        else:
-            store(response.get_data())
+        elif not store(response.get_data()):
+            web.mark_unstored(response)

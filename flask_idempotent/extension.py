@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask, current_app, has_app_context, request
 from flask_caching import Cache
 
-from . import health, script, signals
+from . import cli, health, script, signals
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
 from .forms import idempotency_field
+from .runner import Runner
 from .state import EXTENSION, AppState
 from .stores import lent_backend, open_store, own_backend
 from .stores.source import THRESHOLD, read_source
@@ -70,6 +71,7 @@ class Idempotency:
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         script.install(app, settings)
         app.before_request(_refuse_wrong_order)
+        cli.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
         """Decorator: the function that tells who makes the current request.
@@ -93,8 +95,35 @@ class Idempotency:
         except KeyError:
             raise RuntimeError(f"this Idempotency is not set up on the app {app.name!r}; call init_app(app)") from None
 
+    def run(self, key: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call ``function(*args, **kwargs)`` once per key, outside of a guarded view: in a task, a command, a webhook.
+
+        The settings are the app's, and all runs of an app share one scope of keys; for others see :meth:`runner`. The
+        app is the current one, or the only one.
+
+        :return: the result, stored as JSON: what :meth:`Runner.run` says about results and errors holds here.
+        """
+        return self.runner().run(key, function, *args, **kwargs)
+
+    def runner(self, *, app: Flask | None = None, **options: Any) -> Runner:
+        """What runs functions with settings, or in a scope of keys, of their own::
+
+            mails = idempotency.runner(scope="mails", ttl=86400)
+            mails.run(f"welcome:{user.id}", send_welcome, user.id)
+
+        It can be made before ``init_app``.
+
+        :param app: as for :meth:`health`.
+        :param options: as for :class:`Runner`.
+        :raises ConfigurationError: an option is unknown or has an impossible value.
+        """
+        return Runner(lambda: self._app_and_state(app), **options)
+
     def health(self, app: Flask | None = None) -> dict[str, Any]:
-        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message`` and ``stats``.
+        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message``, ``stats``, ``since`` (when
+        an outage began, ISO 8601 in UTC, or None), ``waiting`` (number of records to be written to Redis when it is
+        back), ``breaker`` (``"open"``, ``"closed"`` or None) and ``warnings`` (what may lose records; the servers are
+        asked for it once a minute).
 
         :param app: the app in question; may be left out in an app context, and where there is only one.
         """
@@ -116,13 +145,16 @@ class Idempotency:
         self._state(app).guard.close()
 
     def _state(self, app: Flask | None) -> AppState:
+        return self._app_and_state(app)[1]
+
+    def _app_and_state(self, app: Flask | None) -> tuple[Flask, AppState]:
         if app is None and has_app_context():
             app = current_app._get_current_object()  # type: ignore[attr-defined]
         if app is None and len(self._states) == 1:
             (app,) = self._states
         if app is None:
             raise RuntimeError("name the app, or call inside an app context: this Idempotency serves several or none")
-        return self.state_of(app)
+        return app, self.state_of(app)
 
     def _principal(self) -> Principal:
         if not self._scope_is_logged:

@@ -35,6 +35,9 @@ released: Final = _signals.signal("idempotency-released", "The request was refus
 lost_lease: Final = _signals.signal("idempotency-lost-lease", "Another worker has taken the key over.")
 unprotected: Final = _signals.signal("idempotency-unprotected", "The view runs without the store.")
 unrecorded: Final = _signals.signal("idempotency-unrecorded", "The outcome could not be stored.")
+outage: Final = _signals.signal("idempotency-outage", "Redis is away; each route follows its on_outage.")
+recovered: Final = _signals.signal("idempotency-recovered", "Redis is back, and has what was recorded meanwhile.")
+duplicated: Final = _signals.signal("idempotency-duplicated", "A request ran on two hosts during an outage.")
 
 _BY_OUTCOME: Final[dict[Outcome, Signal]] = {
     Outcome.CLAIMED: claimed,
@@ -48,6 +51,9 @@ _BY_OUTCOME: Final[dict[Outcome, Signal]] = {
     Outcome.LOST_LEASE: lost_lease,
     Outcome.UNPROTECTED: unprotected,
     Outcome.UNRECORDED: unrecorded,
+    Outcome.OUTAGE: outage,
+    Outcome.RECOVERED: recovered,
+    Outcome.DUPLICATED: duplicated,
 }
 _LEVELS: Final = {
     Outcome.LOST_LEASE: logging.WARNING,

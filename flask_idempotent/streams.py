@@ -24,7 +24,7 @@ class Recorder:
         body: Iterable[Any],
         limit: int,
         length: int | None,
-        done: Callable[[bytes | None], None],
+        done: Callable[[bytes | None], object],
         failed: Callable[[], object],
         patience: float = 3600.0,
     ) -> None:

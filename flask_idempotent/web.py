@@ -23,6 +23,7 @@ from .errors import KeyInvalid
 
 OMITTED_HEADER: Final = "Idempotency-Replay"
 DEGRADED_HEADER: Final = "Idempotency-Degraded"
+STORED_HEADER: Final = "Idempotency-Stored"
 STRIPE_V1: Final = "stripe-v1"
 
 # Hop-by-hop fields (RFC 9110, section 7.6.1), and those that are made anew for each response.
@@ -105,9 +106,8 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
         key = parse(raw, settings.max_key_length)
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
-    scope = Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
-    digest = scope.digest(key)
-    credentials = b"" if is_known(principal) else request.headers.get("Authorization", "").encode()
+    digest = scope(request, app, principal).digest(key)
+    credentials = b"" if is_known(principal) else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
         body_digest = (body or _body(request, settings)).digest
         mark = _fingerprint(request, settings, body_digest, credentials)
@@ -117,6 +117,14 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     else:
         mark = combine("no fingerprint 1", credentials)
     return Incoming(key, digest, storage_key(settings.key_prefix, digest), mark)
+
+
+def scope(request: Request, app: Flask, principal: Principal) -> Scope:
+    """Within what the key of a request is unique.
+
+    :param principal: who calls; None when nobody can tell.
+    """
+    return Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
 
 
 def is_known(principal: Principal) -> bool:
@@ -152,21 +160,25 @@ def flask_login_user(app: Flask) -> str | None:
 
 
 def _body(request: Request, settings: Settings) -> Body:
-    return read_body(request, settings.ignored_fields | {settings.form_field})
+    return read_body(request, settings.uncounted_fields)
 
 
 def _place(request: Request, app: Flask) -> str:
     """The path with its mount point; with the host where the app tells its routes apart by host."""
     path = f"{request.root_path.rstrip('/')}{request.path}"
-    by_host = app.url_map.host_matching or app.subdomain_matching
-    return f"//{request.host}{path}" if by_host else path
+    return f"//{request.host}{path}" if matches_hosts(app) else path
+
+
+def matches_hosts(app: Flask) -> bool:
+    """Whether an app tells its routes apart by host, so that a key counts for one host."""
+    return app.url_map.host_matching or app.subdomain_matching
 
 
 def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
-    selectors = [(name, request.environ[name]) for name in _SELECTORS if name in request.environ]
+    query = request.args.items(multi=True) if request.query_string else ()
     return fingerprint(
-        selectors=selectors,
-        query=(pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields),
+        selectors=[(name, request.environ[name]) for name in _SELECTORS if name in request.environ],
+        query=[pair for pair in query if pair[0] not in settings.ignored_fields],
         content_type=request.mimetype,
         body=body,
         credentials=hashlib.sha256(credentials).digest() if credentials else b"",
@@ -206,11 +218,19 @@ def mark_degraded(response: Response) -> Response:
     return response
 
 
+def mark_unstored(response: Response) -> None:
+    """Say that a repetition will not get this answer: another worker has the key, or the store is gone."""
+    response.headers[STORED_HEADER] = "false"
+
+
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    response = app.response_class(stored.body or b"", status=stored.status)
-    response.headers = Headers(stored.headers)
-    response.headers[settings.replay_header] = "true"
+    headers = Headers(stored.headers)
+    headers[settings.replay_header] = "true"
     if stored.body is None:
-        response.headers[OMITTED_HEADER] = "omitted"
+        headers[OMITTED_HEADER] = "omitted"
+    told = headers.to_wsgi_list()
+    response = app.response_class([stored.body or b""], stored.status, headers)
+    if response.headers.to_wsgi_list() != told:  # a content type where there was none, or what the app's own class adds
+        response.headers = Headers(told)
     return response

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -97,6 +98,12 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("on_outage", "execute", OnOutage.EXECUTE),
     ("on_outage", OnOutage.REJECT, OnOutage.REJECT),
     ("on_crash", "refuse", "refuse"),
+    ("local_tier", "shared", "shared"),
+    ("local_tier", "memory", "memory"),
+    ("shared_path", "/run/shop/keys.db", Path("/run/shop/keys.db")),
+    ("shared_path", Path("/run/shop/keys.db"), Path("/run/shop/keys.db")),
+    ("shared_path", None, None),
+    ("min_replicas", 2, 2),
     ("store_timeout", 0.1, 0.1),
     ("store_timeout", None, None),
     ("max_runtime", 60, 60.0),
@@ -116,7 +123,7 @@ def test_a_setting_is_read_from_its_key(name: str, value: Any, meant: Any) -> No
 
 def test_every_setting_has_a_key_and_an_example_here() -> None:
     names = {field.name for field in dataclasses.fields(Settings)}
-    covered = {name for name, _, _ in GOOD} | {"local_tier"}
+    covered = {name for name, _, _ in GOOD}
     assert covered == names
     assert names >= ROUTE_SETTINGS
 
@@ -153,6 +160,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     "max_body": NOT_A_SIZE,
     "compress_over": NOT_A_SIZE,
     "key_prefix": ("", "a{b", "a}b", "a\nb", "a\x00", None, 1, b"a", lambda: "a"),
+    "shared_path": ("keys.db", "", 1, b"/run/keys.db", Path("keys.db")),
+    "min_replicas": (-1, 1.0, "1", None, True, 101),
     "local_tier": ("redis", "", 0, False, [], {}),
     "on_outage": ("", "LOCAL", "fallback", None, True, 0, []),
     "on_crash": ("", "RESUME", "retry", None, True, []),
@@ -519,7 +528,7 @@ def test_an_impossible_setting_of_a_backend_is_reported_by_its_key_with_the_valu
     [
         ("CACHE_REDIS_ULR", "did you mean IDEMPOTENCY_CACHE_REDIS_URL?"),
         ("CACHE_TRESHOLD", "did you mean IDEMPOTENCY_CACHE_THRESHOLD?"),
-        ("CACHE_QQQQQQ", "is not a setting of SimpleCache or RedisCache"),
+        ("CACHE_QQQQQQ", "is not a setting of SimpleCache or the Redis caches"),
     ],
 )
 def test_a_misspelt_key_of_a_backend_is_reported_with_what_was_meant(key: str, hint: str) -> None:

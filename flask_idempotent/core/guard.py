@@ -27,6 +27,9 @@ class Outcome(StrEnum):
     LOST_LEASE = "lost-lease"
     UNPROTECTED = "unprotected"
     UNRECORDED = "unrecorded"
+    OUTAGE = "outage"
+    RECOVERED = "recovered"
+    DUPLICATED = "duplicated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Guard:
         observe: Callable[[Occurrence], None],
         token: Callable[[], bytes] = lambda: secrets.token_bytes(OWNER_SIZE),
     ) -> None:
-        self._store = store
+        self.store = store
         self._observe = observe
         self._token = token
         self._heartbeat = Heartbeat(store, lambda claim: observe(Occurrence(Outcome.LOST_LEASE, claim.key)))
@@ -86,7 +89,7 @@ class Guard:
         """
         claim = Claim(key, self._token(), fingerprint, terms)
         try:
-            answer = self._store.claim(claim)
+            answer = self.store.claim(claim)
         except StoreError as error:
             if not error.outage or terms.on_outage is not OnOutage.EXECUTE:
                 raise
@@ -115,7 +118,7 @@ class Guard:
         if not isinstance(verdict, Busy) or not claim.terms.wait_ms:
             return verdict
         try:
-            later = self._store.wait(claim.key, claim.terms.wait_ms)
+            later = self.store.wait(claim.key, claim.terms.wait_ms)
         except StoreError:
             return verdict
         return judge(later, claim) if isinstance(later, Found) else verdict
@@ -134,20 +137,20 @@ class Guard:
             self._observe(Occurrence(Outcome.UNRECORDED, claim.key, error))
             self.fail(run)
             return False
-        return self._end(Outcome.COMPLETED, claim, lambda: self._store.complete(claim, payload, ttl_ms))
+        return self._end(Outcome.COMPLETED, claim, lambda: self.store.complete(claim, payload, ttl_ms))
 
     def fail(self, run: Run) -> bool:
         """Note a failure: the same request may run again under the key, another may not."""
-        return self._end(Outcome.FAILED, run.claim, lambda: self._store.fail(run.claim))
+        return self._end(Outcome.FAILED, run.claim, lambda: self.store.fail(run.claim))
 
     def forget(self, run: Run) -> bool:
         """Free the key: the request was refused before it did anything."""
-        return self._end(Outcome.RELEASED, run.claim, lambda: self._store.forget(run.claim))
+        return self._end(Outcome.RELEASED, run.claim, lambda: self.store.forget(run.claim))
 
     def close(self) -> None:
         """End the heartbeat and give back what the store holds."""
         self._heartbeat.stop()
-        self._store.close()
+        self.store.close()
 
     def _end(self, outcome: Outcome, claim: Claim, write: Callable[[], bool]) -> bool:
         self._heartbeat.discard(claim)

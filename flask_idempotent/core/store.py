@@ -107,19 +107,27 @@ class Report:
     """How a store is doing.
 
     :param cache_type: ``"redis"`` or ``"memory"``: which of the two decides about new keys at this moment.
+    :param host_wide: whether the records that are held here are those of all workers of the host, not of this process.
     :param redis_available: whether Redis answers; False where none is configured.
-    :param in_memory_size: number of live records held in this process.
+    :param in_memory_size: number of live records held here.
     :param outage: why the configured Redis cannot be used, for an operator; None when all is well.
     :param refused: Redis is there but refuses this client, so that requests with a key are refused, too.
     :param waiting: number of records that will be written to Redis when it is back.
+    :param since: when the outage began, seconds since the epoch; None without one.
+    :param breaker: ``"open"`` while Redis is not asked, else ``"closed"``; None where there is no breaker.
+    :param warnings: what may lose records, a sentence each with the remedy.
     """
 
     cache_type: str
+    host_wide: bool = False
     redis_available: bool = False
     in_memory_size: int = 0
     outage: str | None = None
     refused: bool = False
     waiting: int = 0
+    since: float | None = None
+    breaker: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Store(Protocol):
@@ -140,8 +148,22 @@ class Store(Protocol):
     def forget(self, claim: Claim) -> bool:
         """Delete the claim: the request was refused before it did anything."""
 
+    def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
+        """Renew the lease, and note that a step is about to run, unless the journal has it already.
+
+        :param name: the 16 bytes that every entry of the step begins with.
+        :param intent: the entry to append where none begins so.
+        :return: the journal as it was before; None where another token stands.
+        """
+
+    def end_step(self, claim: Claim, result: bytes) -> bool:
+        """Append the entry with a step's result. False where another token stands."""
+
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """Wait until the record is no longer pending."""
+
+    def peek(self, key: str) -> Found | None:
+        """The record under a key with the store's clock, or None."""
 
     def get(self, key: str) -> bytes | None:
         """The bytes under a key, or None."""

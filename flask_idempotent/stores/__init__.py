@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from flask import Flask
@@ -11,13 +11,18 @@ from flask_caching.backends.base import BaseCache
 from flask_caching.backends.simplecache import SimpleCache
 
 from ..config import ConfigurationError, Settings
+from ..core.digest import combine
+from ..core.guard import Occurrence
 from ..core.store import Store
+from .absent import NoTier
+from .local import LocalTier
 from .memory import MemoryStore, RecordCache
-from .source import THRESHOLD, kind, refusal
+from .source import THRESHOLD, TYPES, kind, refusal
 
 __all__ = ["lent_backend", "open_store", "own_backend"]
 
 _RECORD_CACHE: Final = f"{RecordCache.__module__}.{RecordCache.__qualname__}"
+_CLUSTER_CACHE: Final = f"{__name__}.addresses.LazyClusterCache"
 
 
 def lent_backend(app: Flask, cache: Cache) -> BaseCache:
@@ -32,11 +37,11 @@ def lent_backend(app: Flask, cache: Cache) -> BaseCache:
         )
     names = [base.__name__ for base in type(backend).__mro__ if issubclass(base, BaseCache)]
     for name in names:
-        if kind(name) == "redis" and not backend.key_prefix:  # type: ignore[attr-defined]
-            raise ConfigurationError(
-                ["cache= has an empty CACHE_KEY_PREFIX: its clear() would wipe the records; give it a prefix"]
-            )
-        if kind(name) in ("simple", "redis"):
+        if kind(name) in TYPES:
+            if kind(name) != "simple" and not backend.key_prefix:  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    ["cache= has an empty CACHE_KEY_PREFIX: its clear() would wipe the records; give it a prefix"]
+                )
             return backend
         if kind(name) != "base" and (why := refusal(name)) and "not known" not in why:
             raise ConfigurationError([f"cache= {why}"])
@@ -52,6 +57,8 @@ def own_backend(app: Flask, cache_settings: Mapping[str, Any]) -> BaseCache:
     settings = dict(cache_settings)
     if settings["CACHE_TYPE"] == "SimpleCache":
         settings["CACHE_TYPE"] = _RECORD_CACHE
+    elif settings["CACHE_TYPE"] == "RedisClusterCache":
+        settings["CACHE_TYPE"] = _CLUSTER_CACHE  # Flask-Caching's own connects in its constructor
     elif settings["CACHE_REDIS_URL"] and settings["CACHE_REDIS_PASSWORD"]:
         # With a URL Flask-Caching drops the password; redis-py takes it unless the URL has one.
         settings["CACHE_OPTIONS"] = {"password": settings["CACHE_REDIS_PASSWORD"], **(settings["CACHE_OPTIONS"] or {})}
@@ -64,24 +71,49 @@ def own_backend(app: Flask, cache_settings: Mapping[str, Any]) -> BaseCache:
     return backend
 
 
-def open_store(backend: BaseCache, settings: Settings, threshold: int = THRESHOLD) -> Store:
+def open_store(
+    backend: BaseCache,
+    settings: Settings,
+    threshold: int = THRESHOLD,
+    notify: Callable[[Occurrence], None] = lambda _event: None,
+) -> Store:
     """The store over a Flask-Caching backend.
 
     A lent backend gives its type and its connection settings; the records live in a backend and over connections of
     our own, so that the host's ``clear()``, evictions and timeouts never touch them.
 
-    :param backend: a SimpleCache or RedisCache.
+    :param backend: a SimpleCache, or one of the Redis caches.
     :param settings: of the app.
     :param threshold: how many records the memory of a process holds.
+    :param notify: called when Redis is lost, when it is back, and when a request ran on two hosts.
+    :raises ConfigurationError: the file of the shared tier cannot be used.
     """
     if isinstance(backend, SimpleCache):
+        if settings.local_tier == "shared":
+            return _shared_tier(settings, "alone")
         return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(threshold))
-    from .redis import RedisStore, own_client, uses_tls
+    from .addresses import nodes_of
+    from .redis import RedisStore
     from .tiered import TieredStore
 
-    lent = backend._write_client  # type: ignore[attr-defined]
-    timeout = settings.store_timeout or (1.0 if uses_tls(lent) else 0.25)
-    shared = RedisStore(own_client(lent, timeout), alone=settings.local_tier is None)
+    nodes = nodes_of(backend, settings.store_timeout)
+    local: LocalTier
     if settings.local_tier is None:
-        return shared
-    return TieredStore(MemoryStore(RecordCache(threshold)), shared)
+        local = NoTier()
+    elif settings.local_tier == "memory":
+        local = MemoryStore(RecordCache(threshold))
+    else:
+        local = _shared_tier(settings, nodes.name)
+    alone = settings.local_tier is None
+    return TieredStore(local, RedisStore(nodes, alone=alone, min_replicas=settings.min_replicas), notify)
+
+
+def _shared_tier(settings: Settings, beside: str) -> LocalTier:
+    """The host's tier, in a file of its own for each Redis that it stands before."""
+    from .shared import SharedStore, check_path, default_path
+
+    if settings.shared_path is not None:
+        check_path(settings.shared_path)
+        return SharedStore(settings.shared_path)
+    name = combine("shared tier 1", settings.key_prefix.encode(), beside.encode()).hex()[:24]
+    return SharedStore(default_path().with_name(f"{name}.sqlite3"))

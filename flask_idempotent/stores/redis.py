@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import IntEnum
-from queue import Empty, LifoQueue
 from typing import Any, Final, cast
-
-from redis import BlockingConnectionPool, Redis, exceptions
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from ..core.machine import Standing, standing
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, Head, State, read_head
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
+from .condition import Condition
+from .failures import ERRORS, store_error
+from .nodes import Nodes
+from .scripts import Script
+from .servers import run_ids
 from .wakeups import Wakeups
+from .wire import Reply, ServerError, pack
 
-POOL_SIZE: Final = 32
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
-# What a lent or a configured client may pass on to ours; the rest (timeouts, retries, caches, notification handlers) is
-# for this store to decide.
-_INHERITED: Final = frozenset(
-    "host port db username password credential_provider path client_name socket_keepalive socket_keepalive_options"
-    " socket_type ssl_keyfile ssl_certfile ssl_cert_reqs ssl_ca_certs ssl_ca_data ssl_ca_path ssl_check_hostname"
-    " ssl_password ssl_validate_ocsp ssl_validate_ocsp_stapled ssl_ocsp_context ssl_ocsp_expected_cert"
-    " ssl_min_version ssl_ciphers ssl_include_verify_flags ssl_exclude_verify_flags".split()
-)
-_OUTAGES: Final = (
-    exceptions.ConnectionError,
-    exceptions.TimeoutError,
-    exceptions.ReadOnlyError,
-    exceptions.ClusterDownError,
-    exceptions.TryAgainError,
-)
-_UNWRITABLE: Final = ("MISCONF", "NOREPLICAS", "BUSY ", "MASTERDOWN", "CLUSTERDOWN")  # not all have a class everywhere
-_NO_OUTAGES: Final = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.MaxConnectionsError)
+PING: Final = pack("PING")
 
 
 class Restored(IntEnum):
@@ -48,142 +33,174 @@ class Restored(IntEnum):
     DONE_ELSEWHERE = 3
 
 
-def uses_tls(client: Redis) -> bool:
-    """Whether a client's connections are encrypted."""
-    return "SSL" in client.connection_pool.connection_class.__name__
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A record on its way back to Redis.
 
-
-def own_client(lent: Redis, timeout: float) -> Redis:
-    """A client of our own to the same server, with a small time budget. Opens no connection.
-
-    RESP2 keeps redis-py's check for unread replies on pooled connections, which its RESP3 default skips. A command that
-    timed out is not repeated by the client: the scripts are idempotent, and the caller knows what an outage means.
-
-    :param lent: the client whose address, credentials and TLS settings count.
-    :param timeout: seconds for a connection, and for a reply.
+    :param key: the storage key.
+    :param record: the whole record.
+    :param ttl_ms: what is left of its retention.
+    :param lease_ms: for a pending one, the lease that it gets.
     """
-    pool = lent.connection_pool
-    settings = {name: value for name, value in pool.connection_kwargs.items() if name in _INHERITED}
-    return Redis(
-        connection_pool=BlockingConnectionPool(  # type: ignore[no-untyped-call]
-            connection_class=pool.connection_class,
-            max_connections=POOL_SIZE,
-            timeout=max(timeout, 1.0),
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-            **settings,
-        )
-    )
+
+    key: str
+    record: bytes
+    ttl_ms: int
+    lease_ms: int = 0
 
 
 class RedisStore:
     """A store shared by all workers that reach the same Redis.
 
-    :param client: from :func:`own_client`.
+    :param nodes: the servers.
     :param alone: whether no other tier remembers an outcome that this one could not be told; then it is told twice.
+    :param min_replicas: how many replicas must have a claim or an outcome before it counts.
+    :param wait_ms: how long they may take for it.
     """
 
-    def __init__(self, client: Redis, *, alone: bool = False) -> None:
-        self._client = client
+    def __init__(self, nodes: Nodes, *, alone: bool = False, min_replicas: int = 0, wait_ms: int = 200) -> None:
+        self.nodes = nodes
+        self.condition = Condition(nodes)
+        self.min_replicas = min_replicas
         self._alone = alone
-        self._wakeups = Wakeups(client)
-        self._scripts = {name: client.register_script(text) for name, text in scripts.TEXTS.items()}
+        self._durably = pack("WAIT", min_replicas, wait_ms) if min_replicas else b""
+        self._wakeups = Wakeups(nodes.client)
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
-        now, record = self._read(
-            "claim", claim.key, claim.owner, claim.fingerprint, terms.lease_ms, terms.ttl_ms, int(terms.resume)
-        )
+        args = (claim.owner, claim.fingerprint, terms.lease_ms, terms.ttl_ms, int(terms.resume))
+        answer, replicas = self._run_durably(scripts.CLAIM, claim.key, *args)
+        now, record = _timed(answer)
         if record is None:
             raise StoreError("Redis answered nothing to a claim")
-        if standing(record, claim, now) is Standing.OWN:
-            return Claimed(read_head(record).attempt)
-        return Found(record, now)
+        self.condition.log_once()
+        if standing(record, claim, now) is not Standing.OWN:
+            return Found(record, now)
+        self._check(replicas)
+        return Claimed(read_head(record).attempt)
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """See :class:`~flask_idempotent.core.store.Store`. One pipeline for all."""
-        with _translated(), self._client.pipeline(transaction=False) as pipeline:
-            for claim in claims:
-                terms = claim.terms
-                args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms)
-                self._scripts["renew"](keys=[claim.key], args=args, client=pipeline)
-            answers = pipeline.execute(raise_on_error=False)
-            for answer in answers:  # raised by the pipeline, they would quote the command with its tokens
-                if isinstance(answer, Exception):
-                    raise answer
-            return [bool(kept) for kept in answers]
+        """See :class:`~flask_idempotent.core.store.Store`. One pipeline for all of a server's."""
+        calls = [
+            (claim.key, (claim.owner, _head(State.PENDING, claim), claim.terms.lease_ms, claim.terms.ttl_ms))
+            for claim in claims
+        ]
+        answers = self._run_all(scripts.RENEW, calls)
+        for answer in answers:
+            if isinstance(answer, ServerError):
+                raise store_error(answer) from answer
+        return [bool(kept) for kept in answers]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         args = (claim.key, claim.owner, _head(State.DONE, claim), payload, ttl_ms)
         try:
-            return bool(self._run("complete", *args))
+            return self._end(scripts.COMPLETE, *args)
+        except StoreFull:
+            self._run(scripts.STRETCH, claim.key, claim.owner, ttl_ms)
+            raise
         except StoreError as error:
             if not (self._alone and error.outage):
                 raise
-        return bool(self._run("complete", *args))
+        return self._end(scripts.COMPLETE, *args)
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return bool(self._run("fail", claim.key, claim.owner, _head(State.FAILED, claim), claim.terms.ttl_ms))
+        return self._end(scripts.FAIL, claim.key, claim.owner, _head(State.FAILED, claim), claim.terms.ttl_ms)
 
     def forget(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return bool(self._run("forget", claim.key, claim.owner))
+        return self.forget_owner(claim.key, claim.owner)
+
+    def forget_owner(self, key: str, owner: bytes) -> bool:
+        """Delete a claim of which only the token is known."""
+        return bool(self._run(scripts.FORGET, key, owner))
+
+    def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
+        """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
+        terms = claim.terms
+        args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, name, intent)
+        return cast(bytes | None, self._run(scripts.STEP, claim.key, *args))
+
+    def end_step(self, claim: Claim, result: bytes) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
+        terms = claim.terms
+        args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, result)
+        return self._end(scripts.STEP_DONE, claim.key, *args)
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """See :class:`~flask_idempotent.core.store.Store`. Listens first, then reads, so that no change is missed."""
         deadline = time.monotonic() + timeout_ms / 1000
         with self._wakeups.listening(key, min(timeout_ms / 1000, LISTEN_SECONDS)) as ear:
             while True:
-                now, record = self._read("peek", key)
-                if record is None:
+                found = self.peek(key)
+                if found is None:
                     return Gone()
-                if record[1:2] != State.PENDING.value:
-                    return Found(record, now)
+                if found.record[1:2] != State.PENDING.value:
+                    return found
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return TimedOut()
                 ear.wait(left)
 
-    def restore(self, key: str, record: bytes, ttl_ms: int, lease_ms: int) -> Restored:
-        """Write back what this process decided while Redis was away.
+    def peek(self, key: str) -> Found | None:
+        """What stands under a key, by the server's clock."""
+        now, record = _timed(self._run(scripts.PEEK, key))
+        return None if record is None else Found(record, now)
 
-        :param record: the whole record, ours.
-        :param ttl_ms: what is left of its retention.
-        :param lease_ms: for a pending one, the lease that it gets.
+    def left(self, key: str) -> int:
+        """Milliseconds for which a key is still kept; 0 where nothing stands."""
+        return max(int(self._command("PTTL", key)), 0)
+
+    def restore(self, copies: Sequence[Copy]) -> list[Restored | StoreError]:
+        """Write back what was decided while Redis was away, in one pipeline.
+
+        :return: for each what came of it; an error that is an outage is raised.
         """
-        head = read_head(record)
-        left = {State.PENDING: lease_ms, State.DONE: ttl_ms}.get(head.state, 0)
-        body = (record[: HEAD_SIZE - DEADLINE_SIZE], left, record[HEAD_SIZE:], max(ttl_ms, left, 1))
-        return Restored(self._run("restore", key, head.owner, head.fingerprint, *body))
+        answers = self._run_all(scripts.RESTORE, [_restoration(copy) for copy in copies])
+        results = [store_error(one) if isinstance(one, ServerError) else Restored(one) for one in answers]
+        for result in results:
+            if isinstance(result, StoreError) and result.outage:
+                raise result
+        return results
 
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        with _translated():
-            value = self._client.get(key)
-        return cast(bytes | None, value)
+        return cast(bytes | None, self._command("GET", key))
 
     def set(self, key: str, value: bytes, ttl_ms: int) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        with _translated():
-            self._client.set(key, value, px=ttl_ms)
+        self._command("SET", key, value, "PX", ttl_ms)
 
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        with _translated():
-            return bool(self._client.delete(key))
+        return bool(self._command("DEL", key))
+
+    def set_absent(self, key: str, value: bytes, ttl_ms: int) -> None:
+        """Put bytes under a key where nothing stands."""
+        self._command("SET", key, value, "PX", ttl_ms, "NX")
+
+    def servers(self) -> str | None:
+        """The servers that take writes, each by the id of its present run; None where nobody may ask.
+
+        :raises StoreError: they do not answer.
+        """
+        return run_ids(self.nodes)
 
     def ping(self) -> None:
-        """Ask the server for a sign of life.
+        """Ask the servers for a sign of life, and for their replicas where these count.
 
         :raises StoreError: there was none within the time budget.
         """
-        with _translated():
-            self._client.ping()
+        with translated():
+            answers = self.nodes.each(PING + self._durably, 1 + bool(self._durably))
+            for replies in answers.values():
+                for reply in replies:
+                    if isinstance(reply, ServerError):
+                        raise reply
+                self._check(replies[1] if self._durably else None)
+        self.condition.log_once()
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -191,29 +208,78 @@ class RedisStore:
             self.ping()
         except StoreError as error:
             return Report(cache_type="redis", outage=str(error), refused=not error.outage)
-        return Report(cache_type="redis", redis_available=True)
+        return Report(cache_type="redis", redis_available=True, warnings=self.condition.warnings())
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         self._wakeups.close()
-        idle: LifoQueue[Any] = self._client.connection_pool.pool  # type: ignore[attr-defined]
-        taken = []
-        with suppress(Empty):
-            while True:  # taken out first, so that no request gets one that is about to be closed
-                taken.append(idle.get_nowait())
-        for connection in taken:
-            if connection is not None:
-                connection.disconnect()
-            idle.put_nowait(connection)
+        self.nodes.close()
 
-    def _run(self, name: str, key: str, *args: bytes | int) -> Any:
-        with _translated():
-            return self._scripts[name](keys=[key], args=args)
+    def _end(self, script: Script, key: str, *args: bytes | int) -> bool:
+        answer, replicas = self._run_durably(script, key, *args)
+        if answer:
+            self._check(replicas)
+        return bool(answer)
 
-    def _read(self, name: str, key: str, *args: bytes | int) -> tuple[int, bytes | None]:
-        """Run a script that answers the server's clock and the record in one string, or nil where there is none."""
-        answer = self._run(name, key, *args)
-        return (0, None) if answer is None else (int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:])
+    def _check(self, replicas: int | None) -> None:
+        if replicas is not None and replicas < self.min_replicas:
+            raise StoreError(f"only {replicas} of {self.min_replicas} replicas have the record", outage=True)
+
+    def _run(self, script: Script, key: str, *args: bytes | int) -> Reply:
+        (answer,) = self._send(script, key, args, b"", 1)
+        return answer
+
+    def _run_durably(self, script: Script, key: str, *args: bytes | int) -> tuple[Reply, int | None]:
+        """The script's answer and the number of replicas that have what it wrote: WAIT on the same connection."""
+        if not self._durably:
+            return self._run(script, key, *args), None
+        answer, replicas = self._send(script, key, args, self._durably, 2)
+        return answer, replicas
+
+    def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: bytes, count: int) -> list[Reply]:
+        with translated():
+            replies = self.nodes.exchange(key, script.call(key, *args) + more, count)
+            if _is_unknown(replies[0]):
+                replies = self.nodes.exchange(key, script.whole(key, *args) + more, count)
+            for reply in replies:
+                if isinstance(reply, ServerError):
+                    raise reply
+            return replies
+
+    def _run_all(self, script: Script, calls: Sequence[tuple[str, Sequence[bytes | int]]]) -> list[Reply]:
+        """Run a script for each key; an error is returned in its place."""
+        if not calls:
+            return []
+        with translated():
+            replies = self.nodes.exchange_all([(key, script.call(key, *args)) for key, args in calls])
+            if any(map(_is_unknown, replies)):
+                replies = self.nodes.exchange_all([(key, script.whole(key, *args)) for key, args in calls])
+            return replies
+
+    def _command(self, name: str, key: str, *args: bytes | str | int) -> Reply:
+        with translated():
+            (reply,) = self.nodes.exchange(key, pack(name, key, *args), 1)
+            if isinstance(reply, ServerError):
+                raise reply
+            return reply
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the client's and the server's errors into the one error that the guard knows."""
+    try:
+        yield
+    except ERRORS as error:
+        raise store_error(error) from error
+
+
+def _timed(answer: Any) -> tuple[int, bytes | None]:
+    """The server's clock and the record from one string, or nil where there is no record."""
+    return (0, None) if answer is None else (int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:])
+
+
+def _is_unknown(reply: Reply) -> bool:
+    return isinstance(reply, ServerError) and reply.code == "NOSCRIPT"
 
 
 def _head(state: State, claim: Claim) -> bytes:
@@ -222,18 +288,8 @@ def _head(state: State, claim: Claim) -> bytes:
     return head.pack()[: HEAD_SIZE - DEADLINE_SIZE]
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the client's errors into the one error that the guard knows."""
-    try:
-        yield
-    except exceptions.OutOfMemoryError as error:
-        raise StoreFull(f"Redis is full: {error}") from error
-    except _NO_OUTAGES as error:
-        raise StoreError(f"Redis refuses this client: {error}") from error
-    except _OUTAGES as error:
-        if isinstance(error.__context__, Empty):  # how the blocking pool says that all connections are in use
-            raise StoreError("all connections to Redis are in use") from error
-        raise StoreError(f"Redis is away: {error}", outage=True) from error
-    except exceptions.RedisError as error:
-        raise StoreError(f"Redis answered: {error}", outage=str(error).startswith(_UNWRITABLE)) from error
+def _restoration(copy: Copy) -> tuple[str, tuple[bytes | int, ...]]:
+    record, head = copy.record, read_head(copy.record)
+    left = {State.PENDING: copy.lease_ms, State.DONE: copy.ttl_ms}.get(head.state, 0)
+    parts = (record[: HEAD_SIZE - DEADLINE_SIZE], left, record[HEAD_SIZE:])
+    return copy.key, (head.owner, head.fingerprint, *parts, max(copy.ttl_ms, left, 1))

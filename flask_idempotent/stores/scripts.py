@@ -6,9 +6,12 @@ Every script touches one key and reads the server's clock. The prelude gives ``r
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MAX_ATTEMPT, VERSION
+from ..core.steps import journal_key
+from .wire import pack
 
 _PRELUDE: Final = f"""
 local time = redis.call('TIME')
@@ -106,15 +109,72 @@ redis.call('SET', KEYS[1], head .. at(now + left) .. payload, 'PX', ttl)
 return 1
 """
 
-TEXTS: Final = {
-    name: _PRELUDE + body
-    for name, body in {
-        "claim": _CLAIM,
-        "renew": _RENEW,
-        "complete": _COMPLETE,
-        "fail": _FAIL,
-        "forget": _FORGET,
-        "peek": _PEEK,
-        "restore": _RESTORE,
-    }.items()
-}
+# A full server takes no outcome, but lets a record live longer: its key stays with this request until there is room.
+_STRETCH: Final = """
+if record and owner == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+
+# The journal of a request's steps stands beside its record. Only who holds the key may write to it.
+_STEP: Final = f"""
+local mine, head, lease, ttl, name, intent = unpack(ARGV)
+if record and (owner ~= mine or state ~= 'P') then return false end
+if not record then
+  redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
+else
+  redis.call('SETRANGE', KEYS[1], {HEAD_SIZE - DEADLINE_SIZE}, at(now + lease))
+  if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
+end
+local journal = redis.call('GET', KEYS[2]) or ''
+if not journal:find(name, 1, true) then redis.call('APPEND', KEYS[2], intent) end
+redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
+return journal
+"""
+
+_STEP_DONE: Final = """
+local mine, head, lease, ttl, result = unpack(ARGV)
+if record and (owner ~= mine or state ~= 'P') then return 0 end
+if not record then
+  redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
+end
+redis.call('APPEND', KEYS[2], result)
+redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1]))
+return 1
+"""
+
+
+class Script:
+    """A script as it is sent: by its digest, or whole where the server does not know it yet.
+
+    :param body: what follows the prelude.
+    :param journal: whether it also touches the journal beside the record.
+    """
+
+    def __init__(self, body: str, *, journal: bool = False) -> None:
+        self.text = _PRELUDE + body
+        self._journal = journal
+        self._sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def call(self, key: str, *args: bytes | int) -> bytes:
+        """One packed call for a key."""
+        return pack("EVALSHA", self._sha, *self._keys(key), *args)
+
+    def whole(self, key: str, *args: bytes | int) -> bytes:
+        """The same call, from which the server learns the script."""
+        return pack("EVAL", self.text, *self._keys(key), *args)
+
+    def _keys(self, key: str) -> tuple[int | str, ...]:
+        return (2, key, journal_key(key)) if self._journal else (1, key)
+
+
+CLAIM: Final = Script(_CLAIM)
+RENEW: Final = Script(_RENEW)
+COMPLETE: Final = Script(_COMPLETE)
+FAIL: Final = Script(_FAIL)
+FORGET: Final = Script(_FORGET)
+PEEK: Final = Script(_PEEK)
+RESTORE: Final = Script(_RESTORE)
+STRETCH: Final = Script(_STRETCH)
+STEP: Final = Script(_STEP, journal=True)
+STEP_DONE: Final = Script(_STEP_DONE, journal=True)
+SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH, STEP, STEP_DONE)

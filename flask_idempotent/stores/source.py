@@ -10,7 +10,9 @@ from urllib.parse import quote, urlsplit
 
 PREFIX: Final = "IDEMPOTENCY_"
 THRESHOLD: Final = 100_000
-WORKING: Final = "SimpleCache (one process) and RedisCache (any number of workers and machines)"
+WORKING: Final = (
+    "SimpleCache (one process), or RedisCache, RedisSentinelCache or RedisClusterCache (any number of workers)"
+)
 
 # Flask-Caching starts from a copy of app.config, so each of its keys is set here: the host's CACHE_* stay the host's.
 DEFAULTS: Final[dict[str, Any]] = {
@@ -34,8 +36,18 @@ DEFAULTS: Final[dict[str, Any]] = {
     "CACHE_REDIS_PORT": 6379,
     "CACHE_REDIS_DB": 0,
     "CACHE_REDIS_PASSWORD": None,
+    "CACHE_REDIS_SENTINELS": None,
+    "CACHE_REDIS_SENTINEL_MASTER": "mymaster",
+    "CACHE_REDIS_SENTINEL_PASSWORD": None,
+    "CACHE_REDIS_CLUSTER": None,
 }
 _ADDRESS: Final = ("CACHE_REDIS_URL", "CACHE_REDIS_HOST")
+TYPES: Final = {
+    "simple": "SimpleCache",
+    "redis": "RedisCache",
+    "redissentinel": "RedisSentinelCache",
+    "rediscluster": "RedisClusterCache",
+}
 _SCHEMES: Final = ("redis://", "rediss://", "unix://")
 
 WHY_NOT: Final = {
@@ -44,8 +56,6 @@ WHY_NOT: Final = {
     "memcached": "it evicts live records, and its values cannot be checked and set in one step",
     "saslmemcached": "it evicts live records, and its values cannot be checked and set in one step",
     "spreadsaslmemcached": "it evicts live records, and its values cannot be checked and set in one step",
-    "redissentinel": "Sentinel is not supported yet",
-    "rediscluster": "Redis Cluster is not supported yet",
 }
 
 
@@ -57,7 +67,7 @@ def kind(cache_type: str) -> str:
 def refusal(cache_type: str) -> str | None:
     """Why records cannot live in a Flask-Caching backend of this type; None when they can."""
     name = kind(cache_type)
-    if name in ("simple", "redis"):
+    if name in TYPES:
         return None
     return f"{cache_type!r} cannot keep records: {WHY_NOT.get(name, 'it is not known to be safe')}. Use {WORKING}."
 
@@ -75,8 +85,8 @@ def read_source(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[
     }
     mistakes = _misspelt(given)
     cache_type, origin = given.pop("CACHE_TYPE", None), f"{PREFIX}CACHE_REDIS_URL"
-    if cache_type is None and any(key.startswith("CACHE_REDIS_") for key in given):
-        cache_type = "RedisCache"
+    if cache_type is None:
+        cache_type = _implied_type(given)
     if wrong := _wrong_type(cache_type):
         cache_type, mistakes = "SimpleCache", [*mistakes, wrong]
     if (cache_type is None or kind(cache_type) == "redis") and not any(key in given for key in _ADDRESS):
@@ -85,9 +95,17 @@ def read_source(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[
         if url:
             origin = "REDIS_URL"
             cache_type, given = "RedisCache", {**given, "CACHE_REDIS_URL": url}
-    name = "RedisCache" if cache_type and kind(cache_type) == "redis" else "SimpleCache"
-    settings = {**DEFAULTS, **given, "CACHE_TYPE": name}
+    settings = {**DEFAULTS, **given, "CACHE_TYPE": TYPES[kind(cache_type or "simple")]}
     return settings, mistakes + _impossible(settings, origin)
+
+
+def _implied_type(given: Mapping[str, Any]) -> str | None:
+    """The backend that the other settings speak of."""
+    if "CACHE_REDIS_SENTINELS" in given:
+        return "RedisSentinelCache"
+    if "CACHE_REDIS_CLUSTER" in given:
+        return "RedisClusterCache"
+    return "RedisCache" if any(key.startswith("CACHE_REDIS_") for key in given) else None
 
 
 def _wrong_type(cache_type: Any) -> str | None:
@@ -133,7 +151,7 @@ def _misspelt(given: Mapping[str, Any]) -> list[str]:
         if key not in DEFAULTS and kind(str(given.get("CACHE_TYPE", ""))) not in WHY_NOT:
             close = difflib.get_close_matches(key, DEFAULTS, n=1)
             hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
-            mistakes.append(f"{PREFIX}{key} is not a setting of SimpleCache or RedisCache{hint}")
+            mistakes.append(f"{PREFIX}{key} is not a setting of SimpleCache or the Redis caches{hint}")
     return mistakes
 
 
@@ -164,9 +182,34 @@ def _impossible(settings: Mapping[str, Any], origin: str) -> list[str]:
         mistakes.append(f"{PREFIX}CACHE_THRESHOLD must be a whole number above 0, not {threshold!r}")
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
         mistakes.append(f"{PREFIX}CACHE_REDIS_PORT must be a port number, not {port!r}")
+    mistakes += _impossible_places(settings)
     host = settings["CACHE_REDIS_HOST"]
     if not isinstance(host, str) or not host or set(host) & set("@/ "):
         mistakes.append(f"{PREFIX}CACHE_REDIS_HOST must be a host name alone; a URL goes into {PREFIX}CACHE_REDIS_URL")
     if not isinstance(settings["CACHE_OPTIONS"], dict | None):
         mistakes.append(f"{PREFIX}CACHE_OPTIONS must be a dict of redis-py settings")
     return mistakes
+
+
+def _impossible_places(settings: Mapping[str, Any]) -> list[str]:
+    """Mistakes in the addresses of sentinels and of a cluster's servers."""
+    if settings["CACHE_TYPE"] == "RedisSentinelCache" and not _are_places(settings["CACHE_REDIS_SENTINELS"]):
+        return [f"{PREFIX}CACHE_REDIS_SENTINELS must be a list of (host, port) pairs, such as [('10.0.0.1', 26379)]"]
+    cluster = settings["CACHE_REDIS_CLUSTER"]
+    if settings["CACHE_TYPE"] != "RedisClusterCache" or settings["CACHE_REDIS_URL"]:
+        return []
+    if isinstance(cluster, str) and all(_is_place(*node.strip().rpartition(":")[::2]) for node in cluster.split(",")):
+        return []
+    return [f"{PREFIX}CACHE_REDIS_CLUSTER must name the cluster's servers, such as '10.0.0.1:6379,10.0.0.2:6379'"]
+
+
+def _are_places(sentinels: Any) -> bool:
+    return (
+        isinstance(sentinels, list | tuple)
+        and len(sentinels) > 0
+        and all(isinstance(place, list | tuple) and len(place) == 2 and _is_place(*place) for place in sentinels)
+    )
+
+
+def _is_place(host: Any, port: Any) -> bool:
+    return isinstance(host, str) and bool(host) and str(port).isdigit() and 0 < int(port) < 65536

@@ -21,11 +21,23 @@ ROOT = Path(flask_idempotent.__file__).parent
 # top: it may use everything, and nothing but another of its kind may use it.
 LAYERS = (
     {"core"},
-    {"errors", "config", "active", "body", "forms", "script", "signals", "streams"},
+    {
+        "errors",
+        "config",
+        "active",
+        "body",
+        "entry",
+        "forms",
+        "inspection",
+        "script",
+        "signals",
+        "streams",
+        "workers",
+    },
     {"stores"},
     {"web"},
     {"state"},
-    {"decorator", "extension", "health"},
+    {"cli", "decorator", "extension", "health", "lookup", "runner"},
 )
 TOP = len(LAYERS)
 OPTIONAL = {"redis", "stripe"}
@@ -194,9 +206,9 @@ def test_only_the_stores_know_flask_cachings_insides() -> None:
     assert not knowing, offending(knowing)
 
 
-def test_only_the_checkout_knows_stripe() -> None:
+def test_only_the_checkout_and_the_webhook_know_stripe() -> None:
     knowing = {found.importer for found in IMPORTS if found.package == "stripe"}
-    assert knowing <= {"checkout", "blueprint"}
+    assert knowing <= {"checkout", "webhook", "blueprint"}
 
 
 def test_nothing_optional_is_imported_before_it_is_needed() -> None:

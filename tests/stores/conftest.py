@@ -1,9 +1,10 @@
-"""One contract, four places for records: memory, Redis, and the tiers as seen by one worker and by two."""
+"""One contract, five places for records: memory, a file, Redis, and the tiers as seen by one worker and by two."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,20 @@ import redis
 
 from flask_idempotent.core.store import Store
 from flask_idempotent.stores import breaker, wakeups
+from flask_idempotent.stores.absent import NoTier
+from flask_idempotent.stores.addresses import nodes_behind
+from flask_idempotent.stores.local import LocalStore
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
-from flask_idempotent.stores.redis import RedisStore, own_client
-from flask_idempotent.stores.scripts import TEXTS
+from flask_idempotent.stores.nodes import Nodes
+from flask_idempotent.stores.redis import RedisStore
+from flask_idempotent.stores.scripts import SCRIPTS
+from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess
-from .link import Link
+from ..servers.link import Link
+from ..servers.standalone import RedisProcess
 from .making import Clock, alive, eventually
+from .topologies import FEWEST_RIGHTS, TOPOLOGIES, Topology, store_of
 
 Connect = Callable[..., RedisStore]
 
@@ -33,7 +40,7 @@ class Place:
 
     store: Store
     elsewhere: Store
-    local: MemoryStore | None = None
+    local: LocalStore | None = None
     client: redis.Redis | None = None
 
     def left(self, key: str) -> list[int]:
@@ -73,53 +80,100 @@ def _short_ears() -> Iterator[None]:
         yield
 
 
-def hang_up(clients: list[redis.Redis]) -> None:
+def hang_up(servers: list[Nodes]) -> None:
     """Close the connections of stores that are done with."""
-    if clients:
+    if servers:
         eventually(lambda: not alive("wakeups"))
-    for client in clients:
-        client.connection_pool.disconnect()
+    for nodes in servers:
+        nodes.close()
 
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
     """Build Redis stores over clients of their own, and close their connections in the end."""
-    clients: list[redis.Redis] = []
+    made: list[Nodes] = []
 
     def connect(port: int, timeout: float = 5.0, *, of: type[RedisStore] = RedisStore, **lent: Any) -> RedisStore:
-        clients.append(own_client(redis.Redis(port=port, **lent), timeout))
-        return of(clients[-1])
+        made.append(nodes_behind(redis.Redis(port=port, **lent), timeout))
+        return of(made[-1])
 
     yield connect
-    hang_up(clients)
+    hang_up(made)
 
 
 @pytest.fixture(scope="session")
-def _two_workers(
-    _session_redis: RedisProcess, _short_ears: None
-) -> Iterator[tuple[RedisStore, RedisStore, redis.Redis]]:
-    """What reaches the shared Redis in the contract suite: the stores of two workers, and a plain client."""
-    lent = redis.Redis(port=_session_redis.port)
-    clients = [own_client(lent, 5.0), own_client(lent, 5.0)]
-    with _session_redis.client() as client:
-        yield RedisStore(clients[0]), RedisStore(clients[1]), client
-    hang_up(clients)
+def _session_locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """A Redis with a password, a user of few rights, and a unix socket."""
+    directory = tmp_path_factory.mktemp("locked")
+    server = RedisProcess(directory, password="adm1n", user=FEWEST_RIGHTS, unix_socket=True)
+    yield server.start()
+    server.stop()
 
 
-@pytest.fixture(
-    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "tiered", "two-workers"))]
-)
-def place(request: pytest.FixtureRequest) -> Place:
-    """The places of the contract: ``store`` and ``elsewhere`` are one store but for Redis alone and for two workers."""
-    local = memory()
+@pytest.fixture(scope="session")
+def _topologies(request: pytest.FixtureRequest, _short_ears: None) -> Iterator[Callable[[str], Topology]]:
+    """The ways to reach a Redis, each made when it is first asked for."""
+    made: dict[str, Topology] = {}
+
+    def topology(name: str) -> Topology:
+        if name not in made:
+            fixture, settings = TOPOLOGIES[name]
+            servers = request.getfixturevalue(fixture)
+            config = settings(servers)
+            made[name] = Topology(store_of(config), store_of(config), servers.client())
+        return made[name]
+
+    yield topology
+    for each in made.values():
+        each.close()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Callable[..., SharedStore]]:
+    """Makes stores over one file, each as another worker of the host would, and closes them in the end."""
+    stores: list[SharedStore] = []
+
+    def make(**options: Any) -> SharedStore:
+        stores.append(SharedStore(tmp_path / "shared" / "records.sqlite", **options))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+# Redis alone behind a breaker; a worker with a tier of its own; two of these; two workers of one host.
+TIERED = ("alone", "tiered", "two-workers", "host")
+PLACES = ("memory", "shared", *(pytest.param(name, marks=pytest.mark.redis) for name in (*TOPOLOGIES, *TIERED)))
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, _topologies: Callable[[str], Topology]) -> Iterator[Place]:
+    """The places of the contract: ``store`` and ``elsewhere`` are two stores where two workers reach one place."""
     if request.param == "memory":
-        return Place(local, local, local)
-    first, second, client = request.getfixturevalue("_two_workers")
-    client.flushall()
-    if request.param == "redis":
-        return Place(first, second, client=client)
-    store = TieredStore(local, first)
-    return Place(store, TieredStore(memory(), second) if request.param == "two-workers" else store, local, client)
+        local = memory()
+        yield Place(local, local, local)
+    elif request.param == "shared":
+        make = request.getfixturevalue("shared")
+        here = make()
+        yield Place(here, make(), here)
+    elif request.param in TOPOLOGIES:
+        at = _topologies(request.param)
+        at.client.flushall()
+        yield Place(at.first, at.second, client=at.client)
+    else:
+        yield from _tiered(request, _topologies("redis"))
+
+
+def _tiered(request: pytest.FixtureRequest, at: Topology) -> Iterator[Place]:
+    at.client.flushall()
+    make: Callable[[], Any] = {"alone": NoTier, "host": request.getfixturevalue("shared")}.get(request.param, memory)
+    local = make()
+    first, second = TieredStore(local, at.first), TieredStore(make(), at.second)
+    known = local if isinstance(local, LocalStore) else None
+    yield Place(first, first if request.param == "tiered" else second, known, at.client)
+    for store in (first, second):
+        store._breaker.stop()
 
 
 @pytest.fixture
@@ -136,8 +190,8 @@ def elsewhere(place: Place) -> Store:
 def server(redis_server: RedisProcess) -> Iterator[redis.Redis]:
     """A plain client of the shared Redis, to look at what is really there. It knows our scripts already."""
     with redis_server.client() as client:
-        for text in TEXTS.values():
-            client.script_load(text)
+        for script in SCRIPTS:
+            client.script_load(script.text)
         yield client
 
 
@@ -164,9 +218,8 @@ def worker(
 
     yield start
     server.config_set("maxmemory", 0)
-    server.flushall()
     for each in workers:
-        each.link.open()
+        each.store.close()
     try:
         eventually(lambda: not alive("probe"))
     finally:

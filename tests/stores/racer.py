@@ -9,8 +9,9 @@ import sys
 import redis
 
 from flask_idempotent.core.store import Claimed, Store
+from flask_idempotent.stores.addresses import nodes_behind
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
-from flask_idempotent.stores.redis import RedisStore, own_client
+from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.tiered import TieredStore
 
 from .making import claim_of
@@ -19,8 +20,8 @@ RACERS = 2
 
 
 def main(port: int, kind: str, rounds: int) -> list[int]:
-    with redis.Redis(port=port, protocol=2) as referee, own_client(redis.Redis(port=port), 5.0) as client:
-        shared = RedisStore(client)
+    with redis.Redis(port=port, protocol=2) as referee:
+        shared = RedisStore(nodes_behind(redis.Redis(port=port), 5.0))
         store: Store = shared if kind == "redis" else TieredStore(MemoryStore(RecordCache(10 * rounds)), shared)
         won = []
         for number in range(rounds):
@@ -31,7 +32,7 @@ def main(port: int, kind: str, rounds: int) -> list[int]:
                 pass
             if isinstance(store.claim(claim), Claimed):
                 won.append(number)
-        client.connection_pool.disconnect()
+        shared.close()
         return won
 
 

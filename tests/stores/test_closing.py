@@ -10,7 +10,7 @@ import redis
 from flask_idempotent.core.store import Claimed, Found, OnOutage, StoreError
 from flask_idempotent.stores import wakeups
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect, Place
 from .making import KEY, OTHER, THIRD, TTL, alive, at_once, claim_of, eventually, payload_of
 from .test_waiting import LONG, waiting
@@ -33,6 +33,7 @@ def test_a_closed_store_keeps_its_records_and_can_be_used_again(place: Place) ->
 
 @pytest.mark.redis
 def test_closing_gives_back_every_connection(connect: Connect, redis_server: RedisProcess, server: redis.Redis) -> None:
+    eventually(lambda: not alive("wakeups"))  # of the tests before
     before = {each["id"] for each in server.client_list()}
     store = connect(redis_server.port)
     store.claim(claim_of())
@@ -46,6 +47,7 @@ def test_closing_gives_back_every_connection(connect: Connect, redis_server: Red
 def test_closing_ends_the_thread_that_listens(
     connect: Connect, redis_server: RedisProcess, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    eventually(lambda: not alive("wakeups"))
     monkeypatch.setattr(wakeups, "IDLE_SECONDS", 3.0)
     before = {each["id"] for each in server.client_list()}
     store = connect(redis_server.port)

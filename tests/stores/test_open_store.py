@@ -19,14 +19,16 @@ from flask_caching.backends.base import BaseCache
 from flask_idempotent import Idempotency
 from flask_idempotent.config import ConfigurationError, Settings
 from flask_idempotent.core.store import Claimed, Found, OnOutage, Store, StoreFull
-from flask_idempotent.stores import lent_backend, open_store, own_backend
-from flask_idempotent.stores import redis as redis_module
+from flask_idempotent.stores import addresses, lent_backend, open_store, own_backend
+from flask_idempotent.stores.absent import NoTier
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
-from flask_idempotent.stores.redis import RedisStore
+from flask_idempotent.stores.nodes import Nodes
+from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.source import THRESHOLD, read_source
 from flask_idempotent.stores.tiered import TieredStore
 
-from ..redis_process import RedisProcess, free_port
+from ..servers.ports import free_port
+from ..servers.standalone import RedisProcess
 from .conftest import hang_up
 from .making import KEY, OTHER, TTL, alive, claim_of, eventually, payload_of
 from .working import key_of
@@ -36,22 +38,22 @@ Opened = Callable[..., Store]
 
 
 @pytest.fixture
-def clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[redis.Redis]]:
-    """The clients that stores make for themselves; closed in the end."""
-    made: list[redis.Redis] = []
-    own_client = redis_module.own_client
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Nodes]]:
+    """The servers of the stores that were opened; their connections are closed in the end."""
+    made: list[Nodes] = []
+    nodes_of = addresses.nodes_of
 
-    def remembered(lent: redis.Redis, timeout: float) -> redis.Redis:
-        made.append(own_client(lent, timeout))
+    def remembered(backend: Any, timeout: float | None) -> Nodes:
+        made.append(nodes_of(backend, timeout))
         return made[-1]
 
-    monkeypatch.setattr(redis_module, "own_client", remembered)
+    monkeypatch.setattr(addresses, "nodes_of", remembered)
     yield made
     hang_up(made)
 
 
 @pytest.fixture
-def opened(clients: list[redis.Redis]) -> Opened:
+def opened(servers: list[Nodes]) -> Opened:
     """Open the store that an app's settings name."""
 
     def opened(
@@ -92,10 +94,14 @@ def test_without_settings_the_store_is_the_memory_of_the_process(opened: Opened)
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize(("settings", "kind"), [(Settings(), TieredStore), (ALONE, RedisStore)], ids=["tiers", "alone"])
+@pytest.mark.parametrize(
+    ("settings", "tier"),
+    [(Settings(), SharedStore), (Settings(local_tier="memory"), MemoryStore), (ALONE, NoTier)],
+    ids=["host", "process", "alone"],
+)
 @pytest.mark.parametrize("by", ["url", "host", "environment", "options"])
 def test_with_redis_there_are_two_tiers_unless_one_is_switched_off(
-    opened: Opened, redis_server: RedisProcess, settings: Settings, kind: type, by: str
+    opened: Opened, redis_server: RedisProcess, settings: Settings, tier: type, by: str
 ) -> None:
     config: dict[str, Any] = {
         "url": {"REDIS_URL": redis_server.url},
@@ -105,7 +111,8 @@ def test_with_redis_there_are_two_tiers_unless_one_is_switched_off(
     }[by]
     environ = {"REDIS_URL": redis_server.url} if by == "environment" else {}
     store = opened({f"IDEMPOTENCY_CACHE_{key}": value for key, value in config.items()}, environ, settings)
-    assert type(store) is kind
+    assert isinstance(store, TieredStore)
+    assert type(store._local) is tier
     works(store)
     assert store.report().redis_available
     with redis_server.client() as server:
@@ -137,7 +144,7 @@ def test_the_threshold_is_the_limit_of_the_memory_store(opened: Opened, size: in
 
 
 @pytest.mark.redis
-@pytest.mark.usefixtures("clients")
+@pytest.mark.usefixtures("servers")
 def test_the_threshold_is_the_limit_of_the_local_tier_too(redis_server: RedisProcess) -> None:
     """The error of a full tier tells to raise IDEMPOTENCY_CACHE_THRESHOLD; so it must be what counts."""
     app = Flask(__name__)
@@ -196,7 +203,7 @@ def test_redis_behind_a_unix_socket(opened: Opened, new_redis: Callable[..., Red
 
 @pytest.mark.redis
 def test_redis_over_tls_has_a_longer_budget_and_is_verified(
-    opened: Opened, new_redis: Callable[..., RedisProcess], clients: list[redis.Redis], tmp_path: Path
+    opened: Opened, new_redis: Callable[..., RedisProcess], servers: list[Nodes], tmp_path: Path
 ) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
@@ -212,21 +219,21 @@ def test_redis_over_tls_has_a_longer_budget_and_is_verified(
     url = f"rediss://localhost:{port}"
     store = opened({"IDEMPOTENCY_CACHE_REDIS_URL": f"{url}?ssl_ca_certs={certificate}"}, settings=ALONE)
     works(store)
-    assert clients[-1].connection_pool.connection_kwargs["socket_timeout"] == 1.0
+    assert servers[-1]._settings["socket_timeout"] == 1.0
     assert opened({"IDEMPOTENCY_CACHE_REDIS_URL": url}, settings=ALONE).report().outage, "nobody vouches for it"
 
 
 @pytest.mark.redis
 @pytest.mark.parametrize(("given", "budget"), [(None, 0.25), (0.7, 0.7)])
 def test_the_time_budget_is_ours_and_not_that_of_the_options(
-    opened: Opened, redis_server: RedisProcess, clients: list[redis.Redis], given: float | None, budget: float
+    opened: Opened, redis_server: RedisProcess, servers: list[Nodes], given: float | None, budget: float
 ) -> None:
     options = {"socket_timeout": 60, "socket_connect_timeout": 60, "decode_responses": True, "max_connections": 1}
     opened(
         {"IDEMPOTENCY_CACHE_REDIS_URL": redis_server.url, "IDEMPOTENCY_CACHE_OPTIONS": options},
         settings=Settings(store_timeout=given),
     )
-    settings = clients[-1].connection_pool.connection_kwargs
+    settings = servers[-1]._settings
     assert (settings["socket_timeout"], settings["socket_connect_timeout"]) == (budget, budget)
     assert settings.get("decode_responses", False) is False
 
@@ -291,10 +298,10 @@ def test_the_hosts_settings_do_not_leak_into_the_memory_store(opened: Opened) ->
 
 @pytest.mark.redis
 def test_the_hosts_settings_do_not_leak_into_redis(
-    opened: Opened, redis_server: RedisProcess, clients: list[redis.Redis]
+    opened: Opened, redis_server: RedisProcess, servers: list[Nodes]
 ) -> None:
     works(opened({**HOSTS, "IDEMPOTENCY_CACHE_REDIS_URL": redis_server.url}, settings=ALONE))
-    settings = clients[-1].connection_pool.connection_kwargs
+    settings = servers[-1]._settings
     assert (settings.get("password"), settings.get("db")) == (None, 0)
     with redis_server.client() as server:
         (key,) = server.keys()
@@ -340,7 +347,7 @@ def test_a_lent_simple_cache_gives_its_type_and_nothing_more() -> None:
     [{"CACHE_REDIS_URL": "redis://127.0.0.1:{port}/4"}, {"CACHE_REDIS_HOST": "127.0.0.1", "CACHE_REDIS_DB": 4}],
 )
 def test_a_lent_redis_cache_gives_its_server_and_its_database(
-    redis_server: RedisProcess, clients: list[redis.Redis], config: dict[str, Any], settings: Settings
+    redis_server: RedisProcess, servers: list[Nodes], config: dict[str, Any], settings: Settings
 ) -> None:
     app = Flask(__name__)
     values = {
@@ -357,7 +364,7 @@ def test_a_lent_redis_cache_gives_its_server_and_its_database(
     )
     store = open_store(lent_backend(app, host), settings)
     works(store)
-    assert clients[-1].connection_pool.connection_kwargs["socket_timeout"] == 0.25
+    assert servers[-1]._settings["socket_timeout"] == 0.25
     with redis.Redis(port=redis_server.port, db=4, protocol=2) as server, app.app_context():
         host.set("view", "cached")
         assert sorted(key.partition(b":")[0] for key in server.scan_iter()) == [b"host", b"idempotency"]
@@ -373,7 +380,7 @@ def _close(app: Flask, host: Cache) -> None:
 
 @pytest.mark.redis
 def test_a_host_that_wipes_the_database_is_refused_or_does_no_harm(
-    redis_server: RedisProcess, clients: list[redis.Redis]
+    redis_server: RedisProcess, servers: list[Nodes]
 ) -> None:
     """With an empty prefix, ``Cache.clear()`` is FLUSHDB."""
     app = Flask(__name__)
@@ -418,7 +425,7 @@ class Unheard(BaseCache):
 
 
 @pytest.mark.redis
-def test_a_refined_redis_cache_is_a_redis_cache(redis_server: RedisProcess, clients: list[redis.Redis]) -> None:
+def test_a_refined_redis_cache_is_a_redis_cache(redis_server: RedisProcess, servers: list[Nodes]) -> None:
     app = Flask(__name__)
     host = lend(app, CACHE_TYPE=f"{__name__}.Mine", CACHE_REDIS_URL=redis_server.url)
     works(open_store(lent_backend(app, host), Settings()))
@@ -444,11 +451,10 @@ def test_a_lent_cache_of_another_type_is_refused_with_the_reason(
         lent_backend(app, host)
 
 
-@pytest.mark.parametrize("kind", [Unheard, type("RedisSentinelCache", (RedisCache,), {})])
-def test_a_lent_cache_that_nobody_knows_or_that_is_no_plain_redis_is_refused(kind: type[BaseCache]) -> None:
+def test_a_lent_cache_that_nobody_knows_is_refused() -> None:
     app = Flask(__name__)
     host = Cache()
-    app.extensions["cache"] = {host: kind.__new__(kind)}
+    app.extensions["cache"] = {host: Unheard()}
     with pytest.raises(ConfigurationError, match="cannot keep records"):
         lent_backend(app, host)
 

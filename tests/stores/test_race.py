@@ -14,7 +14,7 @@ import pytest
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claimed, Found
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Place
 from .making import KEY, PAST, TTL, at_once, claim_of, payload_of, record_of
 

@@ -18,9 +18,11 @@ from flask_idempotent.core.key import Scope, storage_key
 from flask_idempotent.core.machine import Replay, judge
 from flask_idempotent.core.record import HEAD_SIZE, State, read_head
 from flask_idempotent.core.store import Claimed, Found, Gone, Store, StoreError
-from flask_idempotent.stores.redis import POOL_SIZE, own_client
+from flask_idempotent.stores import addresses
+from flask_idempotent.stores.addresses import POOL_SIZE, nodes_behind
+from flask_idempotent.stores.redis import RedisStore
 
-from ..redis_process import RedisProcess
+from ..servers.standalone import RedisProcess
 from .conftest import Connect
 from .making import KEY, LEASE, OTHER, PAST, TTL, at_once, claim_of, eventually, payload_of, record_of
 from .test_contract import EVENTS, do
@@ -151,8 +153,9 @@ def test_the_lent_clients_address_counts_but_not_its_manners(redis_server: Redis
         port=redis_server.port, db=3, client_name="lent", protocol=3, decode_responses=True, encoding="utf-16",
         socket_timeout=60, socket_connect_timeout=60, retry=patient, max_connections=1, health_check_interval=1,
     )  # fmt: skip
-    with own_client(lent, 0.25) as ours, redis_server.client() as server:
-        ours.set("key", b"\xff\x00")
+    ours = RedisStore(nodes_behind(lent, 0.25))
+    with redis_server.client() as server:
+        ours.set("key", b"\xff\x00", TTL)
         assert ours.get("key") == b"\xff\x00"
         (seen,) = [each for each in server.client_list() if each["name"] == "lent"]
         assert (seen["db"], seen["resp"]) == ("3", "2")
@@ -160,12 +163,12 @@ def test_the_lent_clients_address_counts_but_not_its_manners(redis_server: Redis
         redis_server.freeze()
         began = time.monotonic()
         try:
-            with pytest.raises(redis.TimeoutError):
+            with pytest.raises(StoreError):
                 ours.get("key")
         finally:
             redis_server.thaw()
         assert time.monotonic() - began < 1
-        ours.connection_pool.disconnect()
+        ours.close()
     lent.close()
 
 
@@ -197,18 +200,36 @@ def test_more_threads_than_connections_wait_and_all_succeed(store: Store, server
     assert int(server.info("clients")["connected_clients"]) <= POOL_SIZE + 2
 
 
-def test_a_pool_that_stays_exhausted_is_an_error_and_no_outage(connect: Connect, redis_server: RedisProcess) -> None:
-    store = connect(redis_server.port, 0.25)
-    taken = [store._client.client() for _ in range(POOL_SIZE)]  # each holds one connection of the pool
-    try:
+def test_a_pool_that_stays_exhausted_is_an_error_and_no_outage(
+    connect: Connect, redis_server: RedisProcess, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "PATIENCE", 0.1)
+    store = connect(redis_server.port, 5.0, max_connections=1)
+    with ThreadPoolExecutor(1) as other:
+        server.client_pause(1000, all=True)
+        held = other.submit(store.get, KEY)
+        eventually(lambda: store.nodes.pool._made == 1 and not store.nodes.pool._idle)
         with pytest.raises(StoreError) as caught:
             store.claim(claim_of())
         assert caught.value.outage is False
         assert "in use" in str(caught.value)
-    finally:
-        for each in taken:
-            each.close()
+        assert held.result(10) is None
     assert store.claim(claim_of()) == Claimed(1)
+
+
+def test_renewals_do_not_queue_behind_the_requests_that_they_serve(
+    connect: Connect, redis_server: RedisProcess, server: redis.Redis
+) -> None:
+    store = connect(redis_server.port, 5.0, max_connections=1)
+    store.claim(claim_of())
+    with ThreadPoolExecutor(2) as others:
+        server.client_pause(300, all=True)
+        held = others.submit(store.get, KEY)
+        eventually(lambda: not store.nodes.pool._idle)
+        renewed = others.submit(store.renew, [claim_of()])
+        eventually(lambda: store.nodes.pool._made == 2)  # it has a connection of its own
+        assert renewed.result(10) == [True]
+        assert held.result(10) is not None
 
 
 def test_a_reply_that_came_too_late_is_never_given_to_the_next(

@@ -128,8 +128,6 @@ def test_half_an_upstash_is_a_mistake_that_tells_no_secret(environ: dict[str, st
         ("MemcachedCache", "evicts live records"),
         ("SASLMemcachedCache", "evicts live records"),
         ("SpreadSASLMemcachedCache", "evicts live records"),
-        ("RedisSentinelCache", "not supported"),
-        ("RedisClusterCache", "not supported"),
         ("UWSGICache", "not known to be safe"),
         ("my.own.Backend", "not known to be safe"),
         ("", "not known to be safe"),

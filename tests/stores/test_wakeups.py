@@ -16,9 +16,9 @@ from flask_idempotent.core.store import Found, Gone
 from flask_idempotent.stores import wakeups
 from flask_idempotent.stores.redis import RedisStore
 
-from ..redis_process import RedisProcess
+from ..servers.link import Link
+from ..servers.standalone import RedisProcess
 from .conftest import Connect
-from .link import Link
 from .making import KEY, OTHER, TTL, alive, claim_of, elapsed, eventually, payload_of
 from .test_redis import commands
 from .test_waiting import LONG, waiting
@@ -151,10 +151,10 @@ def test_a_message_that_was_lost_is_made_up_for_soon(store: RedisStore, server: 
 
 FORKED = """
 import os, sys, threading, redis
-from flask_idempotent.stores.redis import RedisStore, own_client
+from flask_idempotent.stores.addresses import nodes_behind
+from flask_idempotent.stores.redis import RedisStore
 from tests.stores.making import KEY, claim_of, eventually
-client = own_client(redis.Redis(port=int(sys.argv[1])), 5.0)
-store = RedisStore(client)
+store = RedisStore(nodes_behind(redis.Redis(port=int(sys.argv[1])), 5.0))
 store.claim(claim_of())
 store.wait(KEY, 10)                       # the parent has a thread, and a connection of its own
 child = os.fork()
@@ -174,7 +174,7 @@ def test_a_forked_worker_hears_for_itself(redis_server: RedisProcess) -> None:
 
 def test_one_who_left_before_the_subscription_stood_does_not_make_the_next_deaf(store: RedisStore) -> None:
     """The confirmation may come at any moment of a short wait, or just after it: the waits sweep over its time."""
-    ears = wakeups.Wakeups(store._client)
+    ears = wakeups.Wakeups(store.nodes.client)
     with ears.listening("idempotency:{open}", 2.0):
         for number in range(300):
             key = f"idempotency:{{{number}}}"

@@ -27,6 +27,9 @@ NAMES = {
     "lost-lease": signals.lost_lease,
     "unprotected": signals.unprotected,
     "unrecorded": signals.unrecorded,
+    "outage": signals.outage,
+    "recovered": signals.recovered,
+    "duplicated": signals.duplicated,
 }
 
 

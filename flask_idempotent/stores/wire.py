@@ -1,0 +1,126 @@
+"""How commands and replies travel on a connection to a Redis server.
+
+redis-py makes the connections (TLS, passwords, databases, unix sockets); what goes over them afterwards is written and
+read here, because that is most of what a command costs. Commands are RESP arrays, replies RESP2
+(https://redis.io/docs/latest/develop/reference/protocol-spec/).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+READ_SIZE: Final = 65536
+
+Reply = Any  # bytes, int, None, a list of these, or a ServerError
+More = Callable[[list[Reply]], bytes]  # one packed command that is called for by the replies; empty for none
+
+
+class ServerError(Exception):
+    """The server's answer to a command is an error.
+
+    :param text: as the server said it, such as ``"MOVED 3999 127.0.0.1:6381"``.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code, _, self.detail = text.partition(" ")
+
+
+class Broken(ConnectionError):
+    """The connection is gone, or what came over it makes no sense."""
+
+
+def pack(*args: bytes | str | int) -> bytes:
+    """One command as the server reads it."""
+    parts = [b"*%d\r\n" % len(args)]
+    for arg in args:
+        raw = arg if isinstance(arg, bytes) else str(arg).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)
+
+
+class Wire:
+    """One connection.
+
+    :param connection: redis-py's, not yet connected.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        connection.connect()
+        self.used = 0.0  # when it was last given back, in monotonic seconds
+        self._connection = connection
+        self._socket = connection._sock  # the client has no public way to it
+        self._buffer = b""
+        self._at = 0
+
+    def exchange(self, commands: bytes, count: int, more: More | None = None) -> list[Reply]:
+        """Send packed commands and read as many replies, and one for the command that follows from them.
+
+        :raises OSError: the connection is of no use any more.
+        """
+        replies = self._exchange(commands, count)
+        following = more(replies) if more else b""
+        return replies + self._exchange(following, 1) if following else replies
+
+    def _exchange(self, commands: bytes, count: int) -> list[Reply]:
+        self._socket.sendall(commands)
+        try:
+            replies = [self._reply() for _ in range(count)]
+        except ValueError as error:  # a length that is no number
+            raise Broken("no reply of the Redis protocol") from error
+        if self._at != len(self._buffer):
+            raise Broken("the server said more than it was asked")
+        self._buffer, self._at = b"", 0
+        return replies
+
+    def close(self) -> None:
+        """Hang up. Safe in a forked process: the parent's session goes on."""
+        self._connection.disconnect()
+
+    def _reply(self) -> Reply:
+        line = self._line()
+        kind, rest = line[:1], line[1:]
+        if kind == b"$":
+            return None if rest == b"-1" else self._bytes(int(rest))
+        if kind == b":":
+            return int(rest)
+        if kind == b"+":
+            return rest
+        if kind == b"-":
+            return ServerError(rest.decode("utf-8", "replace"))
+        if kind == b"*":
+            return None if rest == b"-1" else [self._reply() for _ in range(int(rest))]
+        raise Broken("no reply of the Redis protocol")
+
+    def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\r\n", self._at)) < 0:
+            self._receive()
+        line, self._at = self._buffer[self._at : end], end + 2
+        return line
+
+    def _bytes(self, size: int) -> bytes:
+        missing = self._at + size + 2 - len(self._buffer)
+        if missing > 0:
+            self._receive_all(missing)
+        end = self._at + size
+        data, self._at = self._buffer[self._at : end], end + 2
+        return data
+
+    def _receive(self) -> None:
+        data = self._socket.recv(READ_SIZE)
+        if not data:
+            raise Broken("the server closed the connection")
+        self._buffer = self._buffer[self._at :] + data if self._buffer else data
+        self._at = 0
+
+    def _receive_all(self, missing: int) -> None:
+        """A reply of known length, without copying what is there for each piece that comes."""
+        pieces = [self._buffer[self._at :]]
+        while missing > 0:
+            data = self._socket.recv(READ_SIZE)
+            if not data:
+                raise Broken("the server closed the connection")
+            pieces.append(data)
+            missing -= len(data)
+        self._buffer, self._at = b"".join(pieces), 0
