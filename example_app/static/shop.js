@@ -24,7 +24,7 @@ function setUpBuying(form) {
   say("recall", (detail) => (detail.message = "You sent this order, but its answer got lost. Press Buy: it stays the same order."));
   say("retry", (detail) => {
     const why = { 0: "The connection was lost", 409: "Your order is being processed" }[detail.status] ?? "The shop is busy";
-    const when = `in ${Math.ceil(detail.wait / 1000)} s (${detail.attempt} of ${detail.tries})`;
+    const when = `in ${Math.max(Math.round(detail.wait / 1000), 1)} s (${detail.attempt} of ${detail.tries})`;
     detail.message = `${why}. Trying again ${when}; you will not be charged twice.`;
   });
   say("fail", (detail) => {

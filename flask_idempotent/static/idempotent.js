@@ -9,10 +9,12 @@
  *
  *   answer                                      sent again by itself     the intent
  *   2xx, 3xx                                    no                       ends (with "keep": when the page ends it)
- *   none, 409, 502, 503, 504                    yes; Retry-After counts  goes on
+ *   none, 502, 503, 504, 409 with Retry-After   yes; Retry-After counts  goes on
  *   the same with "retryable": false            no                       goes on
- *   408, 425, 429, any other 5xx                no                       goes on: the user's next try has its key
+ *   408, 425, 429, other 409 and 5xx            no                       goes on: the user's next try has its key
  *   any other 4xx, such as 422 key-reused       no                       ends: the user's next try has a new key
+ *
+ * (A 409 without Retry-After is the view's own. When its replay comes, it is known to be final, and the intent ends.)
  *
  * Intents are in sessionStorage, so a reload goes on with them. That storage belongs to one tab: another tab has intents
  * of its own. A browser copies it when the user duplicates a tab, and then both go on with the same intents: the form
@@ -27,13 +29,14 @@
   const named = document.currentScript?.dataset ?? {};
   const HEADER = named.header ?? "Idempotency-Key";
   const FIELD = named.field ?? "idempotency_key";
+  const REPLAYED = named.replayed ?? "Idempotent-Replayed";
   const IGNORED = new Set([FIELD, ...(named.ignored ?? "csrf_token").split(" ")]);
 
   // Redirects of a form's answer are reported in a header: fetch could not follow them to another site.
   const REPORT = "Idempotency-Script";
   const LOCATION = "Idempotency-Location";
 
-  const RETRIED = new Set([409, 502, 503, 504]);
+  const RETRIED = new Set([502, 503, 504]);
   const UNDECIDED = new Set([408, 409, 425, 429]); // these 4xx say nothing about the intent
   const FORM = "form[data-idempotent]";
   const STATUS = "[data-idempotent-status]";
@@ -111,8 +114,6 @@
     return [a, b].map((half) => (half >>> 0).toString(16).padStart(8, "0")).join("");
   }
 
-  const slotOf = (name, method, url, content) => digest(name, method, url, content);
-
   async function fieldsOf(data) {
     const fields = [];
     for (const [name, value] of data) {
@@ -143,9 +144,12 @@
 
   function verdict(response, problem) {
     if (!response) return "retry";
-    if (response.status < 400) return "done";
-    if (RETRIED.has(response.status)) return problem.retryable === false ? "later" : "retry";
-    return response.status >= 500 || UNDECIDED.has(response.status) ? "later" : "refused";
+    const { status, headers } = response;
+    if (status < 400) return "done";
+    const passes = RETRIED.has(status) || (status === 409 && (headers.has("Retry-After") || problem.retryable === true));
+    if (passes && problem.retryable !== false) return "retry";
+    const stored = status < 500 && headers.get(REPLAYED) === "true";
+    return (status >= 500 || UNDECIDED.has(status)) && !stored ? "later" : "refused";
   }
 
   // One attempt, with all of its answer: one that breaks off in the middle is none.
@@ -169,7 +173,7 @@
     const asked = response?.headers.get("Retry-After") ?? "";
     const seconds = /^\d+$/.test(asked) ? Number(asked) : (Date.parse(asked) - Date.now()) / 1000;
     const grown = Math.min(backoff * 2 ** (number - 1), longest) * (0.5 + Math.random() / 2);
-    return Math.max(grown, (seconds || 0) * 1000);
+    return Math.max(grown, (seconds || 0) * 1000 * (1 + Math.random() / 10)); // those who wait do not all come at once
   }
 
   const sleep = (ms, signal) =>
@@ -215,7 +219,7 @@
   function retryMessage({ attempt, tries, wait, status }) {
     const lost = status === 0 ? "The connection was lost." : "The server is busy.";
     const why = status === 409 ? "This is still being processed." : lost;
-    return `${why} Trying again in ${Math.ceil(wait / 1000)} s (${attempt} of ${tries}); it counts once.`;
+    return `${why} Trying again in ${Math.max(Math.round(wait / 1000), 1)} s (${attempt} of ${tries}); it counts once.`;
   }
 
   function failMessage({ result, response, problem }) {
@@ -232,7 +236,7 @@
   async function idempotentFetch(input, init = {}, { intent = "", keep = false, target = document, ...limits } = {}) {
     const request = new Request(input, init);
     if (request.method === "GET" || request.method === "HEAD") return fetch(request);
-    const slot = slotOf(intent, request.method, request.url, await contentOf(request));
+    const slot = digest(intent, request.method, request.url, await contentOf(request));
     if (!flights.has(slot)) {
       const flight = fly(request, slot, { intent, keep, target, limits: { ...options, ...limits } });
       flights.set(slot, flight);
@@ -292,7 +296,7 @@
   }
 
   const intentOf = (form, plan) => form.dataset.idempotent || new URL(plan.url).pathname;
-  const formSlot = async (name, plan) => slotOf(name, "POST", plan.url, await fieldsOf(plan.data));
+  const formSlot = async (name, plan) => digest(name, "POST", plan.url, await fieldsOf(plan.data));
 
   // The hidden field: rendered with a key of its own, which also is the one that a form without this script sends.
   function fieldOf(form) {
@@ -317,7 +321,8 @@
     const slot = await formSlot(name, plan);
     const field = fieldOf(form);
     const key = (field.value = keyFor(slot, field.value));
-    intents.save(slot, { name, key, state: OPEN });
+    const known = intents.read(slot);
+    intents.save(slot, { ...(known?.key === key ? known : {}), name, key, state: OPEN });
     plan.data.set(FIELD, key);
     const about = { intent: name, key };
     tell(form, "start", { ...about, message: "One moment…" });
@@ -327,11 +332,11 @@
     const outcome = await deliver({ send: request, signal: new AbortController().signal }, options, (news) =>
       tell(form, "retry", { ...about, ...news, message: retryMessage(news) }),
     );
-    if (outcome.result === "done") succeed(form, slot, about, outcome.response);
+    if (outcome.result === "done") await succeed(form, slot, about, outcome.response);
     else await fail(form, slot, about, outcome);
   }
 
-  function succeed(form, slot, about, response) {
+  async function succeed(form, slot, about, response) {
     const reported = response.headers.get(LOCATION);
     const location = reported ? new URL(reported, response.url).href : response.redirected ? response.url : undefined;
     const state = "idempotentKeep" in form.dataset ? OPEN : ANSWERED;
@@ -339,7 +344,7 @@
     const message = location ? "Done. One moment…" : "Done.";
     const { proceed } = tell(form, "done", { ...about, response: response.clone(), location, message });
     if (proceed && location) leave(form, location);
-    else if (proceed && isPage(response)) show(response);
+    else if (proceed && isPage(response)) await show(response);
     else if (state === OPEN) rest(form);
     else finish(form, slot); // the page stays, and what it sends next is another intent
   }
@@ -351,7 +356,7 @@
     const { proceed } = tell(form, "fail", detail);
     if (ended) finish(form, slot);
     else rest(form);
-    if (ended && proceed && isPage(response)) show(response);
+    if (ended && proceed && isPage(response)) await show(response);
   }
 
   // The intent is over: what the form sends next is another one.
@@ -398,19 +403,21 @@
     if (ready) {
       running.delete(form);
       leaving.delete(form);
-      form.removeAttribute("aria-busy");
       const { buttons = [], focus } = disabled.get(form) ?? {};
-      for (const button of buttons) button.disabled = false;
+      for (const button of buttons) {
+        button.disabled = false;
+        button.removeAttribute("aria-busy");
+      }
       if (focus?.isConnected && document.activeElement === document.body) focus.focus({ preventScroll: true });
       return;
     }
     running.add(form);
     const buttons = submits(form).filter((button) => !button.disabled);
     disabled.set(form, { buttons, focus: buttons.find((button) => button === document.activeElement) });
-    form.setAttribute("aria-busy", "true");
     for (const button of buttons) {
       button.autocomplete = "off"; // or Firefox would keep it disabled over a reload
       button.disabled = true;
+      button.setAttribute("aria-busy", "true"); // not the form: that would silence the status in it
     }
   }
 
@@ -486,7 +493,7 @@
     const ends = typeof which === "function" ? which : ({ name }) => name === which;
     for (const slot of intents.slots()) {
       const intent = intents.read(slot);
-      if (intent.state === OPEN && ends(intent)) intents.save(slot, { ...intent, state: OVER });
+      if (intent?.state === OPEN && ends(intent)) intents.save(slot, { ...intent, state: OVER });
     }
   }
 

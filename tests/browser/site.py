@@ -111,6 +111,7 @@ ANSWERS: dict[str, Any] = {
     "/nothing": ("", 204),
     "/made": lambda: ({"made": len(request.get_data())}, 201),
     "/refused": lambda: ({"detail": "Write more."}, 400),
+    "/conflict": ("taken", 409),
     "/new-key": lambda: ({"detail": "Taken."}, 422),
     "/page": lambda: (render_template_string(PAGE, title="Wrong", body="<p>Write more.</p>"), 200),
     "/wrong-page": lambda: (

@@ -63,7 +63,7 @@ def test_calls_for_one_intent_that_come_at_once_are_one_request(site, page):
 
 def test_it_is_sent_again_with_the_same_key_until_there_is_an_answer(site, page):
     page.evaluate("Idempotent.options.tries = 10")
-    site.first.extend([busy(502), busy(503), busy(504), busy(409), broken_off])
+    site.first.extend([busy(502), busy(503), busy(504), busy(409, Retry_After="1"), broken_off])
     assert call(page)[0] == 201
     assert len(site.asked) == 6
     assert len(set(site.keys)) == len(site.runs) == 1
@@ -102,12 +102,19 @@ def test_a_refusal_is_given_at_once_and_ends_the_intent(site, page, path):
     assert stored(page) == []
 
 
-@pytest.mark.parametrize("code", [408, 425, 429, 500])
+@pytest.mark.parametrize("code", [408, 409, 425, 429, 500])
 def test_what_is_no_answer_yet_is_given_at_once_and_the_intent_goes_on(site, page, code):
     site.first.append(busy(code))
     assert call(page)[0] == code
     assert call(page)[0] == 201
     assert len(set(site.keys)) == 1
+
+
+def test_a_conflict_that_the_view_finds_is_final_once_its_replay_is_there(site, page):
+    for _ in range(3):
+        assert call(page, "/conflict") == [409, "taken"]
+    first, again, new = site.keys
+    assert first == again != new
 
 
 def fail(site, page, **options):
@@ -182,7 +189,7 @@ def test_who_calls_can_give_it_up_and_the_intent_goes_on(site, page):
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(site, page):
     sent = []
     page.route("**/made", lambda route: sent.append(route) if not sent else route.continue_())
-    assert call(page, timeout="200")[0] == 201
+    assert call(page, timeout="3000")[0] == 201
     assert len(sent) == len(site.runs) == 1
 
 

@@ -115,11 +115,11 @@ def test_clicks_past_the_disabled_button_are_one_request(page, truth):
 
 
 def test_while_it_waits_the_page_says_so(page, sandbox):
-    sandbox.inject(Fault(delay=1))
+    sandbox.inject(Fault(delay=3))
     page.goto(MUG)
     page.locator("#quantity").press("Enter", no_wait_after=True)
     message(page).to_contain_text("One moment, we are preparing your order")
-    assert page.locator("#buy").get_attribute("aria-busy") == "true"
+    assert buy_button(page).get_attribute("aria-busy") == "true"
     assert buy_button(page).is_disabled()
     assert page.get_by_role("status").inner_text().startswith("One moment")
     await_payment_page(page)
