@@ -119,7 +119,7 @@ def _clock(nodes: Nodes, clock: Clock) -> Finding:
     if not offsets:
         return Finding("clock", Level.NOTE, "unknown: the server does not tell the time")
     worst = max(offsets, key=abs)
-    text = f"{worst:+.2f} s from the clock of this host"
+    text = f"{round(worst, 2) or 0.0:+.2f} s from the clock of this host"
     if abs(worst) > CLOCK_SECONDS:
         return Finding("clock", Level.NOTE, f"{text}; leases go by the server's, log lines do not: set both by NTP")
     return Finding("clock", Level.OK, text)
