@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -36,12 +36,14 @@ class ServerProcess:
 
     :param directory: of its own, where the log goes.
     :param command: the program and its arguments.
+    :param environment: what it is given beside the test run's own.
     """
 
-    def __init__(self, directory: Path, command: Sequence[str]) -> None:
+    def __init__(self, directory: Path, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.log = directory / "log"
         self._command = list(command)
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,12 +55,23 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def returncode(self) -> int | None:
+        """With what the process has ended by itself; None while it runs."""
+        assert self._process is not None, f"not running: {self._command}"
+        return self._process.poll()
+
     def launch(self) -> None:
         """Start the process without waiting until it answers."""
         assert self._process is None, f"runs already: {self._command}"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | self._environment,
             )
         REAPER.watch(self._process.pid)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +45,7 @@ class RedisProcess(ServerProcess):
     :param replica_of: the server that this one copies.
     :param bus: whether the port of a cluster's bus is wanted, too.
     :param version: which server, a name in :mod:`.binaries`.
+    :param environment: what it is given beside the test run's own.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RedisProcess(ServerProcess):
         replica_of: RedisProcess | None = None,
         bus: bool = False,
         version: str = SYSTEM,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._held = Port(bus=bus)
         self.port = self._held.number
@@ -79,7 +81,7 @@ class RedisProcess(ServerProcess):
             command += ["--replicaof", "127.0.0.1", str(replica_of.port)]
         # A replica is fed as soon as it asks, not together with others that may ask within 5 seconds.
         command += ["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]
-        super().__init__(directory, [*command, *(user.options if user else ()), *options])
+        super().__init__(directory, [*command, *(user.options if user else ()), *options], environment)
 
     @property
     def url(self) -> str:
