@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 
 from flask_idempotent import Idempotency, idempotent
 
@@ -53,9 +53,14 @@ def _body(key: str, run: str) -> str:
     return json.dumps({"key": key, "run": run, "pad": f"{pad:064x}" * (pad % LONGEST_PAD // 64)})
 
 
+def _note_time() -> None:
+    g.began = time.monotonic()
+
+
 def _say_who(response: Response) -> Response:
-    """Which worker answered, on replays and refusals as well."""
+    """Which worker answered and how long it took, on replays and refusals as well."""
     response.headers["Worker"] = str(os.getpid())
+    response.headers["Took"] = f"{time.monotonic() - g.began:.6f}"
     return response
 
 
@@ -73,5 +78,6 @@ def create() -> Flask:
     work = _work(Lines(Path(given["ledger"])), given["host"])
     app.add_url_rule("/work", "work", idempotent(required=True)(work), methods=["POST"])
     app.add_url_rule("/state", "state", _state(idempotency))
+    app.before_request(_note_time)
     app.after_request(_say_who)
     return app

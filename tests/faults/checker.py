@@ -148,12 +148,11 @@ class _Key:
         return answer.done or answer.status == 409
 
     def _told_before(self, answer: Answer) -> bool:
-        """Whether the same host had answered the key for good, and no run has followed for which there is an excuse."""
-        scope = self._excuses.scope(answer.host)
+        """Whether the same host had answered the key for good, with a run that no other one could supersede."""
         told = [
             self._known.get(each.run, UNKNOWN_RUN)
             for each in self._answers
-            if each.done and each.got <= answer.sent and self._excuses.scope(each.host) == scope
+            if each.done and each.got <= answer.sent and each.host == answer.host
         ]
         return any(not any(self._excuses.superseded(run, other) for other in self._runs) for run in told)
 

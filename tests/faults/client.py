@@ -113,10 +113,19 @@ def read(answer: Answer, got: http.client.HTTPResponse, body: bytes) -> Answer:
         run=run,
         digest=hashlib.sha256(kept).hexdigest()[:16],
         pid=int(got.headers.get("Worker", 0)),
+        took=float(got.headers.get("Took", 0)),
         replayed=got.headers.get("Idempotent-Replayed") == "true",
         degraded=got.headers.get("Idempotency-Degraded") == "true",
-        error="" if got.status == 201 else body.decode(errors="replace")[:300] if not run else "on purpose",
+        error="" if run else _problem(body),
     )
+
+
+def _problem(body: bytes) -> str:
+    """What is wrong according to an answer that is none of the view's."""
+    try:
+        return str(json.loads(body)["code"])
+    except (ValueError, LookupError, TypeError):
+        return body.decode(errors="replace")[:200]
 
 
 def _wait(answer: Answer, got: http.client.HTTPResponse) -> float:

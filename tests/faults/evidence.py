@@ -58,6 +58,7 @@ class Answer:
     :param fault: whether the request asked the view to fail.
     :param digest: of status, body and the view's own headers.
     :param pid: the worker that answered.
+    :param took: seconds that it says it took, the work of the view included.
     :param sweep: whether it was asked at the end, when all faults were over.
     """
 
@@ -71,6 +72,7 @@ class Answer:
     run: str = ""
     digest: str = ""
     pid: int = 0
+    took: float = 0.0
     replayed: bool = False
     degraded: bool = False
     fault: bool = False

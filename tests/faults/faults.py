@@ -18,6 +18,7 @@ Fault = Callable[[World, random.Random], None]
 HOLD_SECONDS: Final = (0.3, 3.0)
 PAUSE_SECONDS: Final = (0.02, 0.6)  # around the 0.25 after which a store gives up
 PAUSES: Final = (3, 8)
+FAILOVER_SECONDS: Final = 60.0  # where sentinels do not agree at once they wait and try again
 STOP_LEASES: Final = (1.2, 2.0)
 REDIS_JUMP_SECONDS: Final = 3600  # at most, either way; less than half of the TTL
 WORKER_JUMP_SECONDS: Final = 86_400
@@ -106,10 +107,10 @@ def failed_over(world: World, rng: random.Random) -> None:
     assert world.sentinel is not None
     with world.fault(Kind.OUTAGE, "master killed"):
         old = world.sentinel.kill_master()
-        world.sentinel.await_failover(old)
+        world.sentinel.await_failover(old, FAILOVER_SECONDS)
     _hold(rng)
     old.start()
-    world.sentinel.await_healthy()
+    world.sentinel.await_healthy(FAILOVER_SECONDS)
 
 
 def worker_killed(world: World, rng: random.Random) -> None:

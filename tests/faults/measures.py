@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from .evidence import NO_ANSWER, Answer, Evidence, Fault, Kind, Run
+from .evidence import NO_ANSWER, Answer, Evidence, Fault, Kind
 from .excuses import Timeline
 
 CALM_SECONDS: Final = 1.0  # from the beginning of an outage until every worker knows; after its end until none minds
@@ -17,11 +17,11 @@ QUIET: Final = (Kind.OUTAGE, Kind.FULL, Kind.KILLED, Kind.STOPPED)
 
 @dataclass(frozen=True)
 class Measures:
-    """Times in seconds, of requests as the clients saw them, without what the view took for its work.
+    """Times in seconds, without what the view took for its work.
 
-    :param calm: median of new keys while nothing was wrong.
-    :param outage: median of new keys, whether they ran or were refused, once an outage is known.
-    :param longest: the slowest answer in an outage.
+    :param calm: median of what a worker took for a new key while nothing was wrong.
+    :param outage: median of what it took for a new key, whether it ran or was refused, once an outage is known.
+    :param longest: the slowest answer in an outage, as a client saw it.
     :param timeouts: answers of one worker in one outage that met a timeout; the most of all.
     :param recovery: from the end of an outage to the first new key that is answered; the longest of all.
     :param refused: from the end of an outage to the last request that is refused; the longest of all.
@@ -52,10 +52,14 @@ class _Campaign:
         self._workers = Timeline(evidence.faults, Kind.KILLED, Kind.STOPPED)
         self.outages = [fault for fault in evidence.faults if fault.kind is Kind.OUTAGE]
 
+    def work(self, answer: Answer) -> float:
+        """Seconds that the view worked for an answer."""
+        run = None if answer.replayed else self._runs.get(answer.run)
+        return 0.0 if run is None or run.end is None else run.end - run.start
+
     def overhead(self, answer: Answer) -> float:
-        """Seconds beside the work of the view."""
-        run = self._runs.get(answer.run)
-        return answer.got - answer.sent - (0 if answer.replayed or run is None else _work(run))
+        """Seconds that the worker took beside the work of the view."""
+        return answer.took - self.work(answer)
 
     def new(self, answer: Answer) -> bool:
         """Whether the answer is one to a new key, that ran or was refused."""
@@ -102,9 +106,9 @@ def measure(evidence: Evidence, timeout: float) -> Measures:
     during: list[float] = []
     longest, timeouts, recovery, refused = 0.0, 0, 0.0, 0.0
     for outage in campaign.outages:
-        times = [(each.pid, campaign.overhead(each)) for each in campaign.within(outage)]
-        longest = max([longest, *(time for _, time in times)])
-        slow = Counter(pid for pid, time in times if time >= SLOW * timeout)
+        met = campaign.within(outage)
+        longest = max([longest, *(each.got - each.sent - campaign.work(each) for each in met)])
+        slow = Counter(each.pid for each in met if campaign.overhead(each) >= SLOW * timeout)
         timeouts = max([timeouts, *slow.values()])
         settled = campaign.within(outage, after=CALM_SECONDS)
         during += [
@@ -126,10 +130,6 @@ def _longest_wait(evidence: Evidence) -> float:
         began = first.setdefault((answer.key, answer.send, answer.sweep), answer.sent)
         longest = max(longest, answer.got - began)
     return longest
-
-
-def _work(run: Run) -> float:
-    return 0.0 if run.end is None else run.end - run.start
 
 
 def _median(times: list[float]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 from .checker import Wrong
-from .evidence import NO_ANSWER
+from .evidence import NO_ANSWER, Answer, Fault, Run
 from .play import Play
 
-SHOWN: int = 5  # keys of a failure
-CLOSE_SECONDS: float = 1.0  # faults that are shown around the runs of a key
+SHOWN: Final = 3  # keys of a failure
+CLOSE_SECONDS: Final = 1.0  # faults that are shown around the runs of a key
 
 
 def summary(play: Play) -> str:
@@ -51,6 +52,21 @@ def _of_key(play: Play, key: str) -> Iterator[str]:
     answers = [answer for answer in play.evidence.answers if answer.key == key]
     times = [run.start for run in runs] + [answer.sent for answer in answers]
     begin, end = min(times) - CLOSE_SECONDS, max(times) + CLOSE_SECONDS
-    lines = [(run.start, f"{run}") for run in runs] + [(each.sent, f"{each}") for each in answers]
-    lines += [(each.begin, f"{each}") for each in play.evidence.faults if each.begin <= end and each.end >= begin]
+    lines = [(run.start, _run(run)) for run in runs] + [(each.sent, _answer(each)) for each in answers]
+    lines += [(each.begin, _fault(each)) for each in play.evidence.faults if each.begin <= end and each.end >= begin]
     yield from (f"  {when:.3f} {line}" for when, line in sorted(lines))
+
+
+def _run(run: Run) -> str:
+    ended = "never ended" if run.end is None else f"until {run.end:.3f}, {run.status}"
+    return f"run {run.run} in {run.host}/{run.pid} {ended}"
+
+
+def _answer(answer: Answer) -> str:
+    whose = f"send {answer.send} try {answer.tries}{' sweep' * answer.sweep}{' to fail' * answer.fault}"
+    what = f"{answer.status}{' replayed' * answer.replayed} run {answer.run or '-'} {answer.error}"
+    return f"{whose}: {what} from {answer.host}/{answer.pid} at {answer.got:.3f}, {answer.digest}"
+
+
+def _fault(fault: Fault) -> str:
+    return f"FAULT {fault.name}{f' {fault.pid}' * bool(fault.pid)} until {fault.end:.3f}"
