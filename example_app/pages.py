@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from flask import Blueprint, render_template, request
+from flask import Blueprint, Response, make_response, render_template, request
 from werkzeug.exceptions import InternalServerError, NotFound
 
 from . import orders
@@ -56,20 +56,28 @@ def show_catalog() -> str:
 
 
 @shop.get("/products/<slug>")
-def show_product(slug: str) -> str:
-    """Show one product, with its Buy button."""
+def show_product(slug: str) -> Response:
+    """Show one product, with its Buy button.
+
+    The page may be kept by the browser, and by nobody else: going back to it finds its form with the same
+    idempotency key.
+    """
     product = PRODUCTS.get(slug)
     if product is None:
         raise NotFound
     quantity = request.args.get("quantity", 1, type=int)
-    return render_template(
-        "product.html",
-        product=product,
-        currency=CURRENCY,
-        quantity=min(max(quantity, 1), MAX_QUANTITY),
-        max_quantity=MAX_QUANTITY,
-        cancelled=request.args.get("checkout") == "cancelled",
+    page = make_response(
+        render_template(
+            "product.html",
+            product=product,
+            currency=CURRENCY,
+            quantity=min(max(quantity, 1), MAX_QUANTITY),
+            max_quantity=MAX_QUANTITY,
+            cancelled=request.args.get("checkout") == "cancelled",
+        )
     )
+    page.headers["Cache-Control"] = "private, no-cache"
+    return page
 
 
 @shop.get("/orders/<order_id>")

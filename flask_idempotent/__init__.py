@@ -5,6 +5,7 @@ from .blueprint import create_blueprint
 from .cache import IdempotencyCache
 from .checkout import CheckoutError, CheckoutRefused, stripe_client
 from .config import ConfigurationError, Settings
+from .core.steps import StepError
 from .core.store import StoreError
 from .decorator import idempotent
 from .errors import (
@@ -37,6 +38,7 @@ __all__ = [
     "RequestInProgress",
     "Runner",
     "Settings",
+    "StepError",
     "StoreError",
     "StoreUnavailable",
     "WebhookRefused",

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask, current_app, has_app_context, request
 from flask_caching import Cache
 
-from . import health, signals
+from . import health, script, signals
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
@@ -69,6 +69,7 @@ class Idempotency:
         self._states[app] = AppState(settings, store, Guard(store, _observer(app)), self._principal)
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
+        script.install(app, settings)
         app.before_request(_refuse_wrong_order)
 
     def principal_loader(self, loader: Loader) -> Loader:

@@ -6,12 +6,20 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .servers.binaries import NAMES, SYSTEM
 from .servers.cluster import Cluster
 from .servers.sentinel import SentinelSet
 from .servers.standalone import RedisProcess
 from .servers.tls import Clients, Tls
 
 Server = TypeVar("Server", RedisProcess, SentinelSet, Cluster)
+
+
+@pytest.fixture(autouse=True)
+def _no_tier_of_the_host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests, and other runs of them, have left in the host's shared memory is not theirs to read."""
+    place = tmp_path_factory.getbasetemp() / "host" / "records.sqlite"
+    monkeypatch.setattr("flask_idempotent.stores.shared.default_path", lambda: place)
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +62,35 @@ def _session_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clust
     yield from _serve(Cluster(tmp_path_factory.mktemp("cluster")))
 
 
+@pytest.fixture(scope="session")
+def _session_versions(
+    _session_redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], RedisProcess]]:
+    servers = {SYSTEM: _session_redis}
+
+    def get(version: str) -> RedisProcess:
+        if version not in servers:
+            servers[version] = RedisProcess(tmp_path_factory.mktemp(version), version=version).start()
+        return servers[version]
+
+    yield get
+    for server in servers.values():
+        server.stop()
+
+
 @pytest.fixture
 def redis_server(_session_redis: RedisProcess) -> RedisProcess:
     """A running, empty Redis, shared by tests that do not stop it."""
     _session_redis.flush()
     return _session_redis
+
+
+@pytest.fixture(params=NAMES)
+def any_server(request: pytest.FixtureRequest, _session_versions: Callable[[str], RedisProcess]) -> RedisProcess:
+    """A running, empty server of each version in turn, shared by tests that do not stop it."""
+    server = _session_versions(request.param)
+    server.flush()
+    return server
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ ROOT = Path(flask_idempotent.__file__).parent
 # top: it may use everything, and nothing but another of its kind may use it.
 LAYERS = (
     {"core"},
-    {"errors", "config", "active", "body", "entry", "forms", "signals", "streams"},
+    {"errors", "config", "active", "body", "entry", "forms", "script", "signals", "streams"},
     {"stores"},
     {"web"},
     {"state"},

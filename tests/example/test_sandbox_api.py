@@ -11,7 +11,7 @@ import pytest
 import stripe
 
 from example_app.sandbox import Fault, Sandbox
-from example_app.sandbox.objects import SESSION_FIELDS
+from example_app.sandbox.fields import SESSION_FIELDS
 
 Params = dict[str, Any]
 
@@ -134,7 +134,7 @@ def test_a_request_without_a_key_is_401_in_stripes_format(sandbox):
         ({"metadata": "flat"}, "metadata"),
         ({"expires_at": "soon"}, "expires_at"),
         ({"expires_at": 1}, "expires_at"),
-        ({"expand": ["payment_intent"]}, "expand"),
+        ({"expand": ["customer"]}, "expand"),
     ],
 )
 def test_a_bad_parameter_is_named(sandbox, client, params, change, param):
@@ -205,7 +205,7 @@ def test_faults_can_be_set_and_read_over_http(sandbox, client, params):
 @pytest.mark.parametrize(
     "body",
     [[], {"error": 418}, {"error": "500"}, {"delay": -1}, {"delay": "1"}, {"delay": True}, {"times": 0},
-     {"times": True}, {"lost_answer": 1}, {"surprise": 1}],
+     {"times": True}, {"lost_answer": 1}, {"at": "night"}, {"surprise": 1}],
 )  # fmt: skip
 def test_a_fault_that_does_not_exist_is_refused(sandbox, body):
     status, answer = ask(sandbox, "POST", "/_sandbox/faults", body)

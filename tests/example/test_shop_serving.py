@@ -38,10 +38,10 @@ def run(tmp_path, bare_environment):
     """Run a module as a program and return it with its first line of output; it is ended in the end."""
     programs = []
 
-    def run(module="example_app", **environment):
+    def run(module="example_app", *arguments, **environment):
         environment = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path / 'shop.db'}", **environment}
         program = subprocess.Popen(
-            [sys.executable, "-m", module], cwd=ROOT, env=environment, text=True,
+            [sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         programs.append(program)
@@ -178,6 +178,18 @@ def test_the_shop_does_not_start_on_a_taken_port(run, taken_port):
     assert program.returncode == 1
     assert errors.count("\n") == 1
     assert str(taken_port) in errors
+
+
+def test_the_sandbox_says_with_what_it_signs_the_events_for_a_webhook(run):
+    program, _ = run("example_app.sandbox", "--webhook", "http://localhost:1/webhook")
+    assert re.search(r"http://localhost:1/webhook, signed with whsec_\w{20,}", program.stdout.readline())
+
+
+def test_the_sandbox_sends_events_to_this_computer_only(run):
+    program, _ = run("example_app.sandbox", "--webhook", "http://example.com/webhook")
+    _, errors = program.communicate(timeout=10)
+    assert program.returncode == 1
+    assert errors.startswith("--webhook: url takes")
 
 
 def test_the_sandbox_is_a_program_of_its_own(run):

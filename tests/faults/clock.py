@@ -31,8 +31,8 @@ class Clock:
             self._offset = mmap.mmap(file.fileno(), _OFFSET.size)
 
     @property
-    def environment(self) -> dict[str, str]:
-        """Of a process that goes by this clock."""
+    def variables(self) -> dict[str, str]:
+        """Of the environment of a process that goes by this clock."""
         return {"LD_PRELOAD": os.fspath(self._library), "FAULTS_CLOCK": os.fspath(self._file)}
 
     def move(self, seconds: int) -> None:

@@ -28,7 +28,7 @@ class Host(ServerProcess):
     :param ledger: the file of the runs.
     :param workers: processes.
     :param threads: of each; 1 is gunicorn's ``sync`` worker, which keeps no connection alive.
-    :param environment: beside the test run's own.
+    :param variables: of their environment, beside the usual ones.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Host(ServerProcess):
         *,
         workers: int = 1,
         threads: int = 8,
-        environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._held = Port()
         self.name, self.port, self._wanted = name, self._held.number, workers
@@ -50,7 +50,8 @@ class Host(ServerProcess):
         command += ["--workers", str(workers), "--worker-class", "gthread" if threads > 1 else "sync"]
         command += ["--threads", str(threads), "--worker-tmp-dir", str(directory), "--log-level", "warning"]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        super().__init__(directory, command, {VARIABLE: json.dumps(given), "PYTHONPATH": path, **(environment or {})})
+        ours = {VARIABLE: json.dumps(given), "PYTHONPATH": path}
+        super().__init__(directory, command, {**os.environ, **ours, **(variables or {})})
 
     def answers(self) -> bool:
         """Whether it serves, with all its workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -44,7 +45,7 @@ class ClientProcess(ServerProcess):
 
     def __init__(self, directory: Path, traffic: Traffic) -> None:
         command = [sys.executable, "-m", "tests.faults.client", json.dumps(asdict(traffic))]
-        super().__init__(directory, command, {"PYTHONPATH": str(ROOT)})
+        super().__init__(directory, command, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def play(

@@ -83,9 +83,9 @@ class World:
             sentinel = SentinelSet(self._new_directory("sentinel"), "--min-replicas-to-write", "1")
             end.callback(sentinel.stop)
             return None, sentinel.start(), None
-        environment = self.redis_clock.environment if self.redis_clock else None
+        variables = self.redis_clock.variables if self.redis_clock else None
         persistent = self.site.redis == "persistent"
-        redis = RedisProcess(self._new_directory("redis"), persistent=persistent, environment=environment)
+        redis = RedisProcess(self._new_directory("redis"), persistent=persistent, variables=variables)
         end.callback(redis.stop)
         redis.start()
         if not self.site.link:
@@ -116,7 +116,7 @@ class World:
             self.ledger,
             workers=self.site.workers,
             threads=self.site.threads,
-            environment=self.worker_clock.environment if self.worker_clock else None,
+            variables=self.worker_clock.variables if self.worker_clock else None,
         )
         self._end.callback(host.stop)
         return host.start()

@@ -35,7 +35,7 @@ class Cluster:
             home.mkdir(parents=True)
             self.nodes.append(RedisProcess(home, *cluster, *options, password=password, bus=True))
         self.masters, self.replicas = self.nodes[:masters], self.nodes[masters:]
-        self._created = False
+        self.ids: dict[RedisProcess, str] = {}  # as the nodes name themselves
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -49,7 +49,7 @@ class Cluster:
                 node.launch()
             for node in self.nodes:
                 node.await_ready()
-            if not self._created:
+            if not self.ids:
                 self._create()
             self.await_healthy()
         except BaseException:
@@ -65,6 +65,7 @@ class Cluster:
     def _create(self) -> None:
         for number, node in enumerate(self.nodes):
             with node.client() as client:
+                self.ids[node] = client.execute_command("CLUSTER", "MYID").decode()
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 if node in self.masters:
                     client.cluster("ADDSLOTS", *_share(number, len(self.masters)))
@@ -72,10 +73,9 @@ class Cluster:
                     client.cluster("MEET", "127.0.0.1", other.port)
         until(lambda: all(self._known(node) == len(self.nodes) for node in self.nodes), "acquaintance")
         for number, replica in enumerate(self.replicas):
-            master = self.id_of(self.masters[number % len(self.masters)])
+            master = self.ids[self.masters[number % len(self.masters)]]
             with replica.client() as client:
                 client.cluster("REPLICATE", master)
-        self._created = True
 
     def _known(self, node: RedisProcess) -> int:
         """How many nodes a node knows and has shaken hands with."""
@@ -84,10 +84,9 @@ class Cluster:
         return sum("handshake" not in each["flags"] for each in known)
 
     def await_healthy(self) -> None:
-        """Wait until every node that runs says that the cluster serves, and knows who has which slots."""
-        running = [node for node in self.nodes if node.running]
-        until(lambda: all(self._serves(node) for node in running), "cluster_state:ok everywhere")
-        until(lambda: len({self._view(node) for node in running}) == 1, "agreement about the slots")
+        """Wait until every node that answers says that the cluster serves, and knows who has which slots."""
+        until(lambda: all(self._serves(node) for node in self._alive()), "cluster_state:ok everywhere")
+        until(lambda: len({self._view(node) for node in self._alive()}) == 1, "agreement about the slots")
 
     def _serves(self, node: RedisProcess) -> bool:
         with node.client() as client:
@@ -101,30 +100,51 @@ class Cluster:
             known = client.execute_command("CLUSTER NODES")
         return tuple(sorted((name, each["master_id"], str(each["slots"])) for name, each in known.items()))
 
-    def id_of(self, node: RedisProcess) -> str:
-        """The name that a node has in the cluster."""
-        with node.client() as client:
-            return _text(client.execute_command("CLUSTER MYID"))
-
     def slot_of(self, key: str) -> int:
         """The slot of a key."""
         with self.nodes[0].client() as client:
             return int(client.execute_command("CLUSTER KEYSLOT", key))
 
     def master_of(self, slot: int) -> RedisProcess:
-        """The master that has a slot, as the first running node knows it."""
-        with next(node for node in self.nodes if node.running).client() as client:
-            for first, last, (_, port, *_), *_ in _slots(client):
-                if first <= slot <= last:
-                    return next(node for node in self.nodes if node.port == port)
-        raise AssertionError(f"nobody has slot {slot}")
+        """The master that has a slot, as the first node that answers knows it."""
+        node_id = next(each[4] for each in self._slots(self._alive()[0]) if each[0] <= slot <= each[1])
+        return next(node for node in self.nodes if self.ids[node] == node_id)
+
+    def _slots(self, asked: RedisProcess) -> list[tuple[int, int, str, int, str]]:
+        """First and last slot, and host, port and id of their master, as a node tells clients."""
+        with asked.client() as client:
+            answer = client.execute_command("CLUSTER", "SLOTS")
+        return [(first, last, host.decode(), port, name.decode()) for first, last, (host, port, name, *_), *_ in answer]
+
+    def _alive(self) -> list[RedisProcess]:
+        """The nodes that answer."""
+        return [node for node in self.nodes if node.running and not node.frozen]
+
+    def announce(self, node: RedisProcess, port: int) -> None:
+        """Have clients told another port for a node, such as a Link's. The nodes themselves do not use it."""
+        with node.client() as client:
+            client.config_set("cluster-announce-port", port)
+
+        def told(asked: RedisProcess) -> bool:
+            return any(each[3:] == (port, self.ids[node]) for each in self._slots(asked))
+
+        until(lambda: all(told(each) for each in self.nodes), "the other port")
+
+    def await_takeover(self, slot: int, old: RedisProcess) -> RedisProcess:
+        """Wait until a replica has a slot instead of its old master, which is gone, and return it."""
+
+        def taken() -> bool:
+            return self.master_of(slot) is not old and all(self._serves(node) for node in self._alive())
+
+        until(taken, "a replica to take over")
+        return self.master_of(slot)
 
     def begin_move(self, slot: int, to: RedisProcess) -> None:
         """Open a slot for moving. Keys that its old master has stay there; for others it answers ASK."""
         old = self.master_of(slot)
         with old.client() as source, to.client() as target:
-            target.cluster("SETSLOT", slot, "IMPORTING", self.id_of(old))
-            source.cluster("SETSLOT", slot, "MIGRATING", self.id_of(to))
+            target.cluster("SETSLOT", slot, "IMPORTING", self.ids[old])
+            source.cluster("SETSLOT", slot, "MIGRATING", self.ids[to])
 
     def finish_move(self, slot: int, to: RedisProcess) -> None:
         """Bring over the keys of a slot that is open for moving, and close it. Its old master answers MOVED."""
@@ -134,7 +154,7 @@ class Cluster:
                 auth = () if self.password is None else ("AUTH", self.password)
                 source.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, *auth, "KEYS", *keys)
             for client in (target, source):
-                client.cluster("SETSLOT", slot, "NODE", self.id_of(to))
+                client.cluster("SETSLOT", slot, "NODE", self.ids[to])
         self.await_healthy()
 
     def move(self, slot: int, to: RedisProcess) -> None:
@@ -157,17 +177,3 @@ class Cluster:
 
 def _share(number: int, masters: int) -> Sequence[int]:
     return range(SLOTS * number // masters, SLOTS * (number + 1) // masters)
-
-
-def _slots(client: redis.Redis) -> list[Any]:
-    raw = client.connection_pool
-    connection = raw.get_connection()
-    try:
-        connection.send_command("CLUSTER", "SLOTS")
-        return list(connection.read_response())
-    finally:
-        raw.release(connection)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

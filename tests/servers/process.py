@@ -36,15 +36,16 @@ class ServerProcess:
 
     :param directory: of its own, where the log goes.
     :param command: the program and its arguments.
-    :param environment: what it is given beside the test run's own.
+    :param env: its environment, when it is not ours.
     """
 
-    def __init__(self, directory: Path, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.directory = directory
         self.log = directory / "log"
         self._command = list(command)
-        self._environment = dict(environment or {})
+        self._env = env
         self._process: subprocess.Popen[bytes] | None = None
+        self.frozen = False
 
     @property
     def pid(self) -> int:
@@ -67,11 +68,11 @@ class ServerProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
+                env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
-                env=os.environ | self._environment,
+                start_new_session=True,  # Ctrl-C is for the test run alone
             )
         REAPER.watch(self._process.pid)
 
@@ -97,13 +98,16 @@ class ServerProcess:
             process.send_signal(signal.SIGCONT)
             process.kill()
             process.wait()
+            self.frozen = False
             REAPER.forget(process.pid)
 
     def freeze(self) -> None:
         """Stop the process in its tracks; on return it does nothing any more. Its sockets stay."""
         os.kill(self.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        self.frozen = True
 
     def thaw(self) -> None:
         """Let a frozen process go on."""
         os.kill(self.pid, signal.SIGCONT)
+        self.frozen = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from .binaries import SYSTEM, binary
+from .binaries import SYSTEM, binary, environment
 from .ports import Port
 from .process import ServerProcess
 from .tls import Tls
@@ -45,7 +48,7 @@ class RedisProcess(ServerProcess):
     :param replica_of: the server that this one copies.
     :param bus: whether the port of a cluster's bus is wanted, too.
     :param version: which server, a name in :mod:`.binaries`.
-    :param environment: what it is given beside the test run's own.
+    :param variables: of its environment, beside the usual ones.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class RedisProcess(ServerProcess):
         replica_of: RedisProcess | None = None,
         bus: bool = False,
         version: str = SYSTEM,
-        environment: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._held = Port(bus=bus)
         self.port = self._held.number
@@ -81,7 +84,9 @@ class RedisProcess(ServerProcess):
             command += ["--replicaof", "127.0.0.1", str(replica_of.port)]
         # A replica is fed as soon as it asks, not together with others that may ask within 5 seconds.
         command += ["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]
-        super().__init__(directory, [*command, *(user.options if user else ()), *options], environment)
+        command += [*(user.options if user else ()), *options]
+        env = environment(version)
+        super().__init__(directory, command, {**(env or os.environ), **variables} if variables else env)
 
     @property
     def url(self) -> str:
@@ -111,7 +116,7 @@ class RedisProcess(ServerProcess):
 
     def answers(self) -> bool:
         try:
-            with self.client(socket_timeout=1) as client:
+            with self.client(socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is a ConnectionError
             return False

@@ -11,6 +11,7 @@ import redis
 
 from flask_idempotent.core.store import Store
 from flask_idempotent.stores import breaker, wakeups
+from flask_idempotent.stores.absent import NoTier
 from flask_idempotent.stores.addresses import nodes_behind
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
 from flask_idempotent.stores.nodes import Nodes
@@ -124,20 +125,27 @@ def _topologies(request: pytest.FixtureRequest, _short_ears: None) -> Iterator[C
         each.close()
 
 
-@pytest.fixture(
-    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in (*TOPOLOGIES, "tiered", "two-workers"))]
-)
-def place(request: pytest.FixtureRequest, _topologies: Callable[[str], Topology]) -> Place:
+PLACES = ("memory", *TOPOLOGIES, "alone", "tiered", "two-workers")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name == "memory" else pytest.mark.redis) for name in PLACES])
+def place(request: pytest.FixtureRequest, _topologies: Callable[[str], Topology]) -> Iterator[Place]:
     """The places of the contract: ``store`` and ``elsewhere`` are two stores where two workers reach one Redis."""
     local = memory()
     if request.param == "memory":
-        return Place(local, local, local)
+        yield Place(local, local, local)
+        return
     at = _topologies(request.param if request.param in TOPOLOGIES else "redis")
     at.client.flushall()
     if request.param in TOPOLOGIES:
-        return Place(at.first, at.second, client=at.client)
-    store = TieredStore(local, at.first)
-    return Place(store, TieredStore(memory(), at.second) if request.param == "two-workers" else store, local, at.client)
+        yield Place(at.first, at.second, client=at.client)
+        return
+    tiers = (NoTier(), NoTier()) if request.param == "alone" else (local, memory())
+    first, second = TieredStore(tiers[0], at.first), TieredStore(tiers[1], at.second)
+    known = None if request.param == "alone" else local
+    yield Place(first, first if request.param == "tiered" else second, known, at.client)
+    for store in (first, second):
+        store._breaker.stop()
 
 
 @pytest.fixture
@@ -182,9 +190,8 @@ def worker(
 
     yield start
     server.config_set("maxmemory", 0)
-    server.flushall()
     for each in workers:
-        each.link.open()
+        each.store.close()
     try:
         eventually(lambda: not alive("probe"))
     finally:

@@ -21,6 +21,7 @@ from flask_idempotent.stores.redis import RedisStore
 
 from .conftest import memory
 from .making import DIFFERENT, FUTURE, ME, OTHER, PAST, SAME, THIRD, claim_of, payload_of
+from .topologies import Topology
 
 pytestmark = pytest.mark.redis
 
@@ -140,10 +141,10 @@ def _seen(answer: Any) -> Any:
 
 
 @pytest.fixture
-def pair(_two_workers: tuple[RedisStore, RedisStore, redis.Redis]) -> Callable[[], Pair]:
-    shared, _, client = _two_workers
-    client.flushall()
-    return lambda: Pair(memory(), shared, client, f"agreement:{{{next(_numbers)}}}")
+def pair(_topologies: Callable[[str], Topology]) -> Callable[[], Pair]:
+    at = _topologies("redis")
+    at.client.flushall()
+    return lambda: Pair(memory(), at.first, at.client, f"agreement:{{{next(_numbers)}}}")
 
 
 @settings(

@@ -266,7 +266,11 @@ class StoreUnderTest:
 
 def redis_config(server: RedisProcess) -> dict[str, Any]:
     """A Redis that has time to answer on a busy test machine; the tests of outages have their own limits."""
-    return {"IDEMPOTENCY_CACHE_REDIS_URL": server.url, "IDEMPOTENCY_STORE_TIMEOUT": 3}
+    return {
+        "IDEMPOTENCY_CACHE_REDIS_URL": server.url,
+        "IDEMPOTENCY_SHARED_PATH": str(server.directory / "records.sqlite"),
+        "IDEMPOTENCY_STORE_TIMEOUT": 3,
+    }
 
 
 @pytest.fixture(params=["SimpleCache", pytest.param("Redis", marks=pytest.mark.redis)])

@@ -1,0 +1,203 @@
+"""Records of all workers of one host, in one SQLite file in shared memory."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Final, TypeVar
+
+from ..core.store import StoreError, StoreFull
+from .hostfile import HostFile, check_path, default_path, is_damage
+from .local import LocalStore
+from .rows import NewKeyRefused, SqlRows
+from .sessions import Replaced, Session, Sessions
+from .table import Rows
+
+__all__ = ["SharedStore", "check_path", "default_path"]
+
+log = logging.getLogger("flask_idempotent")
+Answer = TypeVar("Answer")
+
+LIMIT_BYTES: Final = 64 << 20
+BUSY_SECONDS: Final = 0.25  # for which another process may hold the file
+FIRST_PAUSE: Final = 0.0002  # seconds, doubled with each try
+LONGEST_PAUSE: Final = 0.01
+ROUNDS: Final = 8  # of making room for one record
+LOOKS: Final = (0.002, 0.003, 0.005, 0.008, 0.013)  # seconds between two looks of one who waits, then LAST_LOOKS
+LAST_LOOKS: Final = 0.02
+RESERVE: Final = 8  # one part in so many of the file is for the requests that already run, not for new keys
+REPLACED_SECONDS: Final = 2.0  # for which a file that is deleted over and over is made anew
+_BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class _Busy(Exception):
+    """Somebody else is writing, or has written since we began to read."""
+
+
+class SharedTable:
+    """A :class:`~flask_idempotent.stores.table.Table` in a file.
+
+    :param file: where the rows are.
+    :param clock: milliseconds since the epoch; None for the clock of the file, which is the same for all who open it.
+    """
+
+    def __init__(self, file: HostFile, clock: Callable[[], int] | None) -> None:
+        self.may_drop: Callable[[str], bool] = lambda _key: False
+        self._file = file
+        self._usual_pages = file.pages - file.pages // RESERVE
+        self._ahead: float | None = None  # of the host's monotonic clock
+        self._sessions = Sessions(self._open)
+        self.now = clock or self._file_now
+
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+        """See :class:`~flask_idempotent.stores.table.Table`.
+
+        :raises StoreFull: there is no room, and none can be made.
+        :raises StoreError: the file cannot be used, or another process holds it. That is no outage: nobody else knows
+            what it holds.
+        """
+        try:
+            return self._once(work, writes)
+        except NewKeyRefused:
+            raise
+        except Replaced as replaced:
+            self._begin_anew(replaced)
+        except (_Busy, StoreFull):
+            pass
+        return self._again(work)
+
+    def close(self) -> None:
+        """See :class:`~flask_idempotent.stores.table.Table`."""
+        self._sessions.close()
+
+    def _again(self, work: Callable[[SqlRows], Answer]) -> Answer:
+        """Do some work that could not be done at once; make room if that is what it lacks."""
+        for _ in range(ROUNDS):
+            try:
+                return self._patiently(work)
+            except NewKeyRefused:
+                raise
+            except StoreFull:
+                if not self._make_room():
+                    break
+        return self._patiently(work, reserve=True)
+
+    def _patiently(self, work: Callable[[SqlRows], Answer], *, reserve: bool = False) -> Answer:
+        """Do some work with the write lock, as soon as others let us have it."""
+        began, pause = time.monotonic(), 0.0
+        while True:
+            try:
+                return self._once(work, True, reserve)
+            except _Busy as busy:
+                if time.monotonic() - began > BUSY_SECONDS:
+                    raise StoreError(
+                        f"{self._file.path} is held by another process, which writes without end or has stopped: end it"
+                    ) from busy
+                time.sleep(pause)  # in Python and not in SQLite: other greenlets can go on
+                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
+            except Replaced as replaced:
+                if time.monotonic() - began > REPLACED_SECONDS:
+                    raise StoreError(
+                        f"{self._file.path} is deleted over and over; see IDEMPOTENCY_SHARED_PATH"
+                    ) from None
+                self._begin_anew(replaced)
+
+    def _once(self, work: Callable[[SqlRows], Answer], writes: bool, reserve: bool = False) -> Answer:
+        session, fit = None, False
+        try:
+            session = self._sessions.lend()
+            answer = self._in_reserve(session, work) if reserve else session.transact(work, writes)
+            fit = True
+            return answer
+        except StoreError:
+            fit = True
+            raise
+        except sqlite3.Error as error:
+            told = self._translated(error)
+            fit = isinstance(told, _Busy | StoreFull)
+            raise told from error
+        finally:
+            if session is not None:
+                self._sessions.give_back(session) if fit else self._sessions.drop(session)
+
+    def _in_reserve(self, session: Session, work: Callable[[SqlRows], Answer]) -> Answer:
+        """Do some work that is not about a new key in the part that is kept for that."""
+        rows, refused = session.rows, session.rows.no_new_keys
+        session.allow(self._file.pages)
+        rows.no_new_keys = refused or self._full()
+        try:
+            return session.transact(work, True)
+        finally:
+            rows.no_new_keys = refused
+            session.allow(self._usual_pages)
+
+    def _make_room(self) -> bool:
+        """Remove what can be removed; whether that was anything."""
+        try:
+            return self._patiently(lambda rows: rows.make_room(self.now(), self.may_drop), reserve=True)
+        except StoreFull:
+            return False
+
+    def _open(self) -> Session:
+        opened = self._file.open()
+        self._ahead = opened.offset
+        session = Session(opened, self._file.limit_bytes)
+        session.allow(self._usual_pages)
+        return session
+
+    def _begin_anew(self, replaced: Replaced) -> None:
+        """Everybody goes over to the file that stands under the name now, or to a new one."""
+        self._sessions.close()
+        if self._file.abandon(replaced.identities):
+            log.error("idempotency: %s was deleted while in use: what it held is forgotten", self._file.path)
+
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in _BUSY:
+            return _Busy()
+        if code == sqlite3.SQLITE_FULL:
+            return StoreFull(self._full())
+        if is_damage(error):
+            return StoreError(
+                f"{self._file.path} is damaged ({error}), and what it held is lost:"
+                " end all workers, move it away and start them again"
+            )
+        return StoreError(f"{self._file.path} cannot be used: {error}; see IDEMPOTENCY_SHARED_PATH")
+
+    def _full(self) -> str:
+        return (
+            f"{self._file.path} has reached its limit of {self._file.limit_bytes} bytes, or its file system is full:"
+            " give it more room, shorten IDEMPOTENCY_TTL or use Redis"
+        )
+
+    def _file_now(self) -> int:
+        """The time by the file's clock; in a transaction, for it is known when the file is open."""
+        seconds = time.time() if self._ahead is None else self._ahead + time.monotonic()
+        return int(seconds * 1000)
+
+
+class SharedStore(LocalStore):
+    """A store for all workers of one host. Opens nothing before it is used, and survives a fork.
+
+    What it cannot do it says by :class:`~flask_idempotent.core.store.StoreError`, which is no outage. A damaged file is
+    such an error, and is not replaced: an empty one would forget outcomes without a word.
+
+    :param path: of the file, on a local file system; see :func:`default_path` and :func:`check_path`.
+    :param limit_bytes: how large the file may grow.
+    :param clock: milliseconds since the epoch, the same for all who open the file; by default the host's monotonic
+        clock, which setting the machine's time does not move.
+    """
+
+    cache_type = "shared"
+
+    def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, *, clock: Callable[[], int] | None = None) -> None:
+        table = SharedTable(HostFile(path, limit_bytes), clock)
+        super().__init__(table, table.now)
+
+    def _pauses(self) -> Iterator[float]:
+        """Other processes do not tell when they end a request: look again, and again."""
+        return chain(LOOKS, repeat(LAST_LOOKS))

@@ -1,0 +1,58 @@
+"""What a buyer does and sees on the shop's pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from playwright.sync_api import LocatorAssertions, Page, Request, expect
+
+MUG = "/products/morning-mug?quantity=2"
+
+
+def buy_button(page: Page) -> Any:
+    return page.get_by_role("button", name="Buy")
+
+
+def press_buy(page: Page) -> None:
+    """Press Buy and leave it at that: without JavaScript, a click would wait for the next page."""
+    buy_button(page).click(no_wait_after=True)
+
+
+def message(page: Page) -> LocatorAssertions:
+    return expect(page.locator("#message"))
+
+
+def badge(page: Page) -> LocatorAssertions:
+    return expect(page.locator("#badge"))
+
+
+def await_payment_page(page: Page) -> str:
+    page.wait_for_url("**/pay/*")
+    return page.url
+
+
+def pay(page: Page) -> None:
+    """Pay on the payment page, and be told so by the shop."""
+    page.get_by_role("button", name="Pay").click()
+    page.wait_for_url("**/orders/*")
+    badge(page).to_have_text("Paid")
+
+
+def keys_sent(page: Page, path: str = "/buy") -> list[str]:
+    """The idempotency keys of the POSTs that the page's browser sends from now on, header or field."""
+    keys: list[str] = []
+
+    def note(request: Request) -> None:
+        if request.method == "POST" and request.url.endswith(path):
+            header = request.headers.get("idempotency-key")
+            field = (request.post_data or "").partition("idempotency_key=")[2].partition("&")[0]
+            keys.append(header or field)
+
+    page.on("request", note)
+    return keys
+
+
+def intents(page: Page) -> list[dict[str, Any]]:
+    """The intents in the tab's storage that are not over."""
+    stored = page.evaluate("Object.values({...sessionStorage}).map((value) => JSON.parse(value))")
+    return [intent for intent in stored if intent["state"] == "open"]
