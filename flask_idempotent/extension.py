@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask, current_app, has_app_context, request
 from flask_caching import Cache
 
-from . import health, script, signals
+from . import cli, health, script, signals
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
@@ -71,6 +71,7 @@ class Idempotency:
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         script.install(app, settings)
         app.before_request(_refuse_wrong_order)
+        cli.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
         """Decorator: the function that tells who makes the current request.
@@ -119,7 +120,10 @@ class Idempotency:
         return Runner(lambda: self._app_and_state(app), **options)
 
     def health(self, app: Flask | None = None) -> dict[str, Any]:
-        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message`` and ``stats``.
+        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message``, ``stats``, ``since`` (when
+        an outage began, ISO 8601 in UTC, or None), ``waiting`` (number of records to be written to Redis when it is
+        back), ``breaker`` (``"open"``, ``"closed"`` or None) and ``warnings`` (what may lose records; the servers are
+        asked for it once a minute).
 
         :param app: the app in question; may be left out in an app context, and where there is only one.
         """

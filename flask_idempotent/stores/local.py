@@ -31,7 +31,7 @@ class LocalStore:
     :param clock: milliseconds since the epoch, the same for all who use the rows.
     """
 
-    cache_type: ClassVar[str] = "memory"  # in its report
+    host_wide: ClassVar[bool] = False  # in its report
 
     def __init__(self, table: Table, clock: Callable[[], int]) -> None:
         self._table = table
@@ -154,8 +154,8 @@ class LocalStore:
         try:
             size = self._table.run(lambda rows: rows.count(self._clock()), writes=False)
         except StoreError as error:
-            return Report(cache_type=self.cache_type, outage=str(error), refused=True)
-        return Report(cache_type=self.cache_type, in_memory_size=size)
+            return Report(cache_type="memory", host_wide=self.host_wide, outage=str(error), refused=True)
+        return Report(cache_type="memory", host_wide=self.host_wide, in_memory_size=size)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`. The records stay."""

@@ -50,6 +50,16 @@ class Nodes(ABC):
         """What tells this Redis from others, without any secret."""
 
     @property
+    def timeout(self) -> float:
+        """How many seconds a server may take to answer."""
+        return float(self._settings["socket_timeout"])
+
+    @property
+    def user(self) -> str:
+        """The name that this client gives itself."""
+        return self._settings.get("username") or "default"
+
+    @property
     def connects(self) -> int:
         """How often a connection was made."""
         return self._retired + sum(pool.connects for pool in list(self._pools.values()))
@@ -67,8 +77,11 @@ class Nodes(ABC):
         """A client of redis-py's to one of the servers, for listening. Its connections are its own."""
 
     def each(self, commands: bytes, count: int) -> dict[str, list[Reply]]:
-        """Send the same to every server that takes writes, for questions about the servers themselves."""
-        return {self.name: self.exchange("", commands, count)}
+        """Send the same to every server that takes writes, for questions about the servers themselves.
+
+        They do not wait for a free connection: who asks how a busy server is should not add to the queue.
+        """
+        return {self.name: self.exchange("", commands, count, urgent=True)}
 
     def close(self) -> None:
         """Hang up on all connections that are not in use."""
@@ -243,7 +256,7 @@ class ClusterNodes(Nodes):
         """See :class:`Nodes`."""
         self._master_of(0)
         masters = sorted({place for _, _, place in self._slots})
-        return {f"{host}:{port}": self._at((host, port), commands, count, False, False) for host, port in masters}
+        return {f"{host}:{port}": self._at((host, port), commands, count, False, True) for host, port in masters}
 
     def _at(self, place: Place, commands: bytes, count: int, asking: bool, urgent: bool) -> list[Reply]:
         try:

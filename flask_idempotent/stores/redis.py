@@ -13,6 +13,7 @@ from ..core.machine import Standing, standing
 from ..core.record import DEADLINE_SIZE, HEAD_SIZE, Head, State, read_head
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
+from .condition import Condition
 from .failures import ERRORS, store_error
 from .nodes import Nodes
 from .scripts import Script
@@ -59,8 +60,9 @@ class RedisStore:
 
     def __init__(self, nodes: Nodes, *, alone: bool = False, min_replicas: int = 0, wait_ms: int = 200) -> None:
         self.nodes = nodes
+        self.condition = Condition(nodes)
+        self.min_replicas = min_replicas
         self._alone = alone
-        self._min_replicas = min_replicas
         self._durably = pack("WAIT", min_replicas, wait_ms) if min_replicas else b""
         self._wakeups = Wakeups(nodes.client)
 
@@ -72,6 +74,7 @@ class RedisStore:
         now, record = _timed(answer)
         if record is None:
             raise StoreError("Redis answered nothing to a claim")
+        self.condition.log_once()
         if standing(record, claim, now) is not Standing.OWN:
             return Found(record, now)
         self._check(replicas)
@@ -146,6 +149,10 @@ class RedisStore:
         now, record = _timed(self._run(scripts.PEEK, key))
         return None if record is None else Found(record, now)
 
+    def left(self, key: str) -> int:
+        """Milliseconds for which a key is still kept; 0 where nothing stands."""
+        return max(int(self._command("PTTL", key)), 0)
+
     def restore(self, copies: Sequence[Copy]) -> list[Restored | StoreError]:
         """Write back what was decided while Redis was away, in one pipeline.
 
@@ -193,6 +200,7 @@ class RedisStore:
                     if isinstance(reply, ServerError):
                         raise reply
                 self._check(replies[1] if self._durably else None)
+        self.condition.log_once()
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -200,7 +208,7 @@ class RedisStore:
             self.ping()
         except StoreError as error:
             return Report(cache_type="redis", outage=str(error), refused=not error.outage)
-        return Report(cache_type="redis", redis_available=True)
+        return Report(cache_type="redis", redis_available=True, warnings=self.condition.warnings())
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -214,8 +222,8 @@ class RedisStore:
         return bool(answer)
 
     def _check(self, replicas: int | None) -> None:
-        if replicas is not None and replicas < self._min_replicas:
-            raise StoreError(f"only {replicas} of {self._min_replicas} replicas have the record", outage=True)
+        if replicas is not None and replicas < self.min_replicas:
+            raise StoreError(f"only {replicas} of {self.min_replicas} replicas have the record", outage=True)
 
     def _run(self, script: Script, key: str, *args: bytes | int) -> Reply:
         (answer,) = self._send(script, key, args, b"", 1)

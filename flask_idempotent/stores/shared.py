@@ -192,9 +192,10 @@ class SharedStore(LocalStore):
         clock, which setting the machine's time does not move.
     """
 
-    cache_type = "shared"
+    host_wide = True
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, *, clock: Callable[[], int] | None = None) -> None:
+        self.path = path
         table = SharedTable(HostFile(path, limit_bytes), clock)
         super().__init__(table, table.now)
 

@@ -168,15 +168,15 @@ class TieredStore:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
         local = self._local.report()
         breaker = self._breaker
-        decides = "redis" if local.cache_type == "redis" else "memory"
         state = "open" if breaker.is_open else "closed"
-        report = replace(local, cache_type=decides, waiting=self._local.owed_count(), breaker=state)
+        report = replace(local, waiting=self._local.owed_count(), breaker=state)
         try:
             self._ask(self._shared.ping)
         except StoreError as error:
             reason = breaker.reason or str(error)
             return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
-        return replace(report, cache_type="redis", redis_available=True, since=breaker.since)
+        warnings = self._shared.condition.warnings()
+        return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -189,17 +189,18 @@ class TieredStore:
 
         :return: why that was not possible.
         """
-        if not self._breaker.is_open:
-            try:
-                if self._ask(self._recovery.meet):
-                    self._breaker.probe()
-            except StoreError as error:
-                return error
+        if self._recovery.is_acquainted or self._breaker.is_open:
+            return None
+        try:
+            if self._ask(self._recovery.meet):
+                self._breaker.probe()
+        except StoreError as error:
+            return error
         return None
 
     def _check_servers(self, claim: Claim) -> None:
         """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
-        if self._ask(self._recovery.meet):
+        if not self._recovery.is_acquainted and self._ask(self._recovery.meet):
             self._breaker.probe()
         self._wait_for_others(claim, StoreError)
 

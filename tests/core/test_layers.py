@@ -21,11 +21,23 @@ ROOT = Path(flask_idempotent.__file__).parent
 # top: it may use everything, and nothing but another of its kind may use it.
 LAYERS = (
     {"core"},
-    {"errors", "config", "active", "body", "entry", "forms", "script", "signals", "streams"},
+    {
+        "errors",
+        "config",
+        "active",
+        "body",
+        "entry",
+        "forms",
+        "inspection",
+        "script",
+        "signals",
+        "streams",
+        "workers",
+    },
     {"stores"},
     {"web"},
     {"state"},
-    {"decorator", "extension", "health", "runner"},
+    {"cli", "decorator", "extension", "health", "lookup", "runner"},
 )
 TOP = len(LAYERS)
 OPTIONAL = {"redis", "stripe"}
