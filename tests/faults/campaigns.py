@@ -34,7 +34,7 @@ class Campaign:
     faults: tuple[Fault, ...]
     site: Site = ONE
     lease: float = LEASE
-    gap: tuple[float, float] = (0.3, 1.5)
+    gap: tuple[float, float] = (1.5, 3.0)
     policies: tuple[str, ...] = ("local", "reject")
     agree: tuple[str, ...] = ("local", "reject")
 
@@ -65,8 +65,8 @@ CAMPAIGNS: Final = {
         Campaign("full", (faults.full,)),
         Campaign("read-only", (faults.read_only,)),
         Campaign("sentinel", (faults.failed_over,), Site(redis="sentinel", settings={"MIN_REPLICAS": 1})),
-        Campaign("workers", (faults.worker_killed, faults.worker_stopped), gap=(0.5, 2.0)),
-        Campaign("workers-in-outage", (faults.killed_with_worker,), gap=(0.5, 2.0)),
+        Campaign("workers", (faults.worker_killed, faults.worker_stopped)),
+        Campaign("workers-in-outage", (faults.killed_with_worker,)),
         Campaign("clocks", (faults.clock_moved, faults.clock_moved, faults.frozen), Site(clocks=True)),
         Campaign("two-hosts", (faults.frozen, faults.killed), _TWO, lease=LONG_LEASE, agree=("reject",)),
     )

@@ -22,7 +22,7 @@ from .measures import Measures, measure
 from .plan import Send
 from .world import World
 
-PATIENCE_SECONDS: Final = 30.0
+PATIENCE_SECONDS: Final = 60.0
 SWEPT: Final = 3000  # keys that are asked for again in the end, at most
 PROGRESS_SECONDS: Final = 10.0
 

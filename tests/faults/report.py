@@ -11,6 +11,7 @@ from .evidence import NO_ANSWER, Answer, Fault, Run
 from .play import Play
 
 SHOWN: Final = 3  # keys of a failure
+LINES: Final = 20  # of a key, at its beginning and at its end
 CLOSE_SECONDS: Final = 1.0  # faults that are shown around the runs of a key
 
 
@@ -54,7 +55,8 @@ def _of_key(play: Play, key: str) -> Iterator[str]:
     begin, end = min(times) - CLOSE_SECONDS, max(times) + CLOSE_SECONDS
     lines = [(run.start, _run(run)) for run in runs] + [(each.sent, _answer(each)) for each in answers]
     lines += [(each.begin, _fault(each)) for each in play.evidence.faults if each.begin <= end and each.end >= begin]
-    yield from (f"  {when:.3f} {line}" for when, line in sorted(lines))
+    told = [f"  {when:.3f} {line}" for when, line in sorted(lines)]
+    yield from told if len(told) <= 2 * LINES else [*told[:LINES], "  ...", *told[-LINES:]]
 
 
 def _run(run: Run) -> str:

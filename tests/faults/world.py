@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from ..servers.link import Link
@@ -17,7 +18,8 @@ from .clock import Clock
 from .evidence import Fault, Kind, Lines
 from .host import Host
 
-RECOVERY_SECONDS: Final = 20.0
+RECOVERY_SECONDS: Final = 30.0
+SHARED_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where the local tier lies
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class World:
         with ExitStack() as end:
             self._book = Lines(self.directory / "faults")
             end.callback(self._book.close)
+            self._memory = Path(end.enter_context(TemporaryDirectory(prefix="faults-", dir=SHARED_MEMORY)))
             self.redis_clock = self._clock("redis", end)
             self.worker_clock = self._clock("workers", end)
             self.redis, self.sentinel, self.link = self._servers(end)
@@ -108,7 +111,7 @@ class World:
         """
         self._made += 1
         home = self._new_directory(f"{self._made}-{name}")
-        shared = {"SHARED_PATH": str(self.directory / f"tier-of-{shares_with or name}")}
+        shared = {"SHARED_PATH": str(self._memory / f"tier-of-{shares_with or name}")}
         host = Host(
             home,
             name,
