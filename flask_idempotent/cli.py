@@ -155,7 +155,8 @@ def resolve_(
     answer = None if status is None else _answer(app, state.settings, status, content, headers, ttl)
     with _clear_errors(state.store):
         key, places = _find(app, state, **asked)
-        interrupted(places[0][2])
+        for *_, found in places:
+            interrupted(found)
         if not yes:
             _print(key, places)
             click.confirm(f"\n{_question(answer)}", abort=True)

@@ -107,7 +107,7 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
     digest = scope(request, app, principal).digest(key)
-    credentials = b"" if is_known(principal) else request.headers.get("Authorization", "").encode()
+    credentials = b"" if is_known(principal) else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
         body_digest = (body or _body(request, settings)).digest
         mark = _fingerprint(request, settings, body_digest, credentials)
@@ -160,7 +160,7 @@ def flask_login_user(app: Flask) -> str | None:
 
 
 def _body(request: Request, settings: Settings) -> Body:
-    return read_body(request, settings.ignored_fields | {settings.form_field})
+    return read_body(request, settings.uncounted_fields)
 
 
 def _place(request: Request, app: Flask) -> str:
@@ -175,10 +175,10 @@ def matches_hosts(app: Flask) -> bool:
 
 
 def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
-    selectors = [(name, request.environ[name]) for name in _SELECTORS if name in request.environ]
+    query = request.args.items(multi=True) if request.query_string else ()
     return fingerprint(
-        selectors=selectors,
-        query=(pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields),
+        selectors=[(name, request.environ[name]) for name in _SELECTORS if name in request.environ],
+        query=[pair for pair in query if pair[0] not in settings.ignored_fields],
         content_type=request.mimetype,
         body=body,
         credentials=hashlib.sha256(credentials).digest() if credentials else b"",

@@ -149,19 +149,19 @@
   }
 
   // One attempt, with all of its answer: one that breaks off in the middle is none.
-  async function attempt(request, timeout) {
+  async function attempt({ send, signal }, timeout) {
     const limit = new AbortController();
     const timer = setTimeout(() => limit.abort(new DOMException("There was no answer in time.", "TimeoutError")), timeout);
-    const pass = () => limit.abort(request.signal.reason);
-    request.signal.addEventListener("abort", pass);
+    const pass = () => limit.abort(signal.reason);
+    signal.addEventListener("abort", pass);
     try {
-      request.signal.throwIfAborted();
-      const response = await fetch(request.clone(), { signal: limit.signal });
+      signal.throwIfAborted();
+      const response = await send(limit.signal);
       await response.clone().arrayBuffer();
       return response;
     } finally {
       clearTimeout(timer);
-      request.signal.removeEventListener("abort", pass);
+      signal.removeEventListener("abort", pass);
     }
   }
 
@@ -173,36 +173,30 @@
   }
 
   const sleep = (ms, signal) =>
-    new Promise((resolve, reject) => {
-      const stop = () => (clearTimeout(timer), reject(signal.reason));
-      const timer = setTimeout(() => (signal.removeEventListener("abort", stop), resolve()), ms);
-      signal.addEventListener("abort", stop, { once: true });
+    new Promise((resolve) => {
+      setTimeout(resolve, signal.aborted ? 0 : ms);
+      signal.addEventListener("abort", resolve, { once: true });
     });
 
-  // Send a request until it has an answer that is one. Returns {result, response, problem, error}: result is "done",
-  // "refused", or "later" when the intent goes on and it is the user's turn.
+  // Send a request, {send, signal}, until it has an answer that is one. Returns {result, response, problem, error}: the
+  // result is "done", "refused", or "later" when the intent goes on and it is the user's turn.
   async function deliver(request, limits, tell) {
     const end = performance.now() + limits.patience;
     for (let number = 1; ; number++) {
-      let response = null;
-      let error = null;
+      let [response, error] = [null, null];
       try {
         response = await attempt(request, limits.timeout);
       } catch (caught) {
-        if (request.signal.aborted) return { result: "later", response, problem: {}, error: caught };
         error = caught; // it may have arrived or not
       }
       const problem = await problemOf(response);
       const result = verdict(response, problem);
       if (result !== "retry") return { result, response, problem, error };
       const wait = waitFor(response, number, limits);
-      if (number >= limits.tries || performance.now() + wait > end) return { result: "later", response, problem: {}, error };
+      const enough = request.signal.aborted || number >= limits.tries || performance.now() + wait > end;
+      if (enough) return { result: "later", response, problem: {}, error };
       tell({ attempt: number + 1, tries: limits.tries, wait, status: response?.status ?? 0 });
-      try {
-        await sleep(wait, request.signal);
-      } catch (reason) {
-        return { result: "later", response: null, problem: {}, error: reason };
-      }
+      await sleep(wait, request.signal);
     }
   }
 
@@ -253,7 +247,8 @@
     request.headers.set(HEADER, key);
     intents.save(slot, { name: intent, key, state: OPEN });
     announce(target, "start", { intent, key, message: "" });
-    const outcome = await deliver(request, limits, (news) =>
+    const { signal } = request;
+    const outcome = await deliver({ send: (limit) => fetch(request.clone(), { signal: limit }), signal }, limits, (news) =>
       announce(target, "retry", { intent, key, ...news, message: retryMessage(news) }),
     );
     const { result, response, error } = outcome;
@@ -327,8 +322,9 @@
     const about = { intent: name, key };
     tell(form, "start", { ...about, message: "One moment…" });
     const headers = { [HEADER]: key, [REPORT]: "1", Accept: "application/problem+json, text/html;q=0.9, */*;q=0.8" };
-    const request = new Request(plan.url, { method: "POST", headers, body: bodyOf(plan) });
-    const outcome = await deliver(request, options, (news) =>
+    const body = bodyOf(plan);
+    const request = (signal) => fetch(plan.url, { method: "POST", headers, body, signal });
+    const outcome = await deliver({ send: request, signal: new AbortController().signal }, options, (news) =>
       tell(form, "retry", { ...about, ...news, message: retryMessage(news) }),
     );
     if (outcome.result === "done") succeed(form, slot, about, outcome.response);
@@ -379,7 +375,8 @@
     if (here === there && url.hash) location.reload();
   }
 
-  const isPage = (response) => /^text\/html\b/.test(response.headers.get("Content-Type") ?? "");
+  const isPage = ({ status, headers }) =>
+    ![204, 205].includes(status) && /^text\/html\b/.test(headers.get("Content-Type") ?? "");
 
   // A page as answer (the form again, with what is wrong in it) takes the place of this one.
   async function show(response) {

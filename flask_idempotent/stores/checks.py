@@ -9,10 +9,12 @@ from statistics import median
 from typing import Any, Final
 
 from ..core.store import StoreError
+from .cluster import ClusterNodes
 from .failures import ERRORS, store_error
 from .findings import Finding, Level, per_server
-from .nodes import ClusterNodes, Nodes, SentinelNodes
+from .nodes import Nodes
 from .redis import RedisStore, translated
+from .sentinels import SentinelNodes
 from .servers import EVICTION, PERSISTENCE, ROLE, SAFE_POLICY, Server, look
 from .trial import scratch_key, try_out
 from .wire import Reply, ServerError, pack

@@ -25,6 +25,8 @@ from example_app.orders import db
 from example_app.sandbox import Sandbox
 from example_app.serving import Server
 
+from .site import Site
+
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -193,6 +195,44 @@ def scripted(request: pytest.FixtureRequest) -> bool:
 def page(open_context: Callable[..., BrowserContext], shop: Server) -> Page:
     """A page with JavaScript on the shop in this process."""
     return open_context(shop.url).new_page()
+
+
+# --- A site of forms and calls ------------------------------------------------------------------------------------
+
+# What the script tells the page, noted before the page's own scripts run.
+EVENTS = """
+window.heard = [];
+for (const type of ["start", "retry", "done", "fail", "recall"]) {
+  document.addEventListener(`idempotent:${type}`, ({ target, detail }) => {
+    const { response, error, ...plain } = detail;
+    const told = { answered: response?.status ?? null, error: error?.name ?? null };
+    heard.push({ type, target: target.nodeName, ...told, ...plain });
+  });
+}
+"""
+
+
+@pytest.fixture
+def make_site(
+    serve: Callable[[Flask], Server], open_context: Callable[..., BrowserContext]
+) -> Iterator[Callable[..., tuple[Site, Page]]]:
+    """Serve a site and open an empty page for it; what the script tells is in ``heard`` there."""
+    sites: list[Site] = []
+
+    def make_site(host: str = "127.0.0.1", init: str = "", **config: Any) -> tuple[Site, Page]:
+        sites.append(Site(**config))
+        context = open_context(f"http://{host}:{serve(sites[-1].app).port}")
+        context.add_init_script(EVENTS + init)
+        return sites[-1], context.new_page()
+
+    yield make_site
+    for site in sites:
+        site.app.extensions["idempotency"].close(site.app)
+
+
+@pytest.fixture
+def site_and_page(make_site: Callable[..., tuple[Site, Page]]) -> tuple[Site, Page]:
+    return make_site()
 
 
 # --- What is true afterwards --------------------------------------------------------------------------------------

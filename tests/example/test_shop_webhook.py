@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 import requests
-from sqlalchemy import func, select, update
+from sqlalchemy import select
 
 from example_app import orders
 from example_app.orders import Order, OrderLine, Payment, Shipment, Status, db
@@ -21,29 +21,7 @@ from example_app.sandbox import Fault
 from example_app.serving import Server
 
 from ..signing import delivery, event
-
-CART = {"items": [{"product": "morning-mug", "quantity": 2}]}
-
-
-def buy(browser, key="key-1"):
-    answer = browser.post("/checkout", json=CART, headers={"Idempotency-Key": key})
-    assert answer.status_code == 200, answer.text
-    return answer.get_json()["id"]
-
-
-def rows(shop, table):
-    with shop.app_context(), db.session.session_factory() as session:
-        return session.scalar(select(func.count()).select_from(table))
-
-
-def order_of(shop, session_id):
-    with shop.app_context(), db.session.session_factory() as session:
-        return session.scalars(select(Order).where(Order.session_id == session_id)).one()
-
-
-def change(shop, table, **values):
-    with shop.app_context(), db.session.session_factory.begin() as session:
-        session.execute(update(table).values(**values))
+from .shop_tables import CART, buy, change, order_of, rows
 
 
 @pytest.fixture
@@ -364,6 +342,11 @@ def test_a_server_that_is_killed_in_the_middle_of_an_event_ships_once(process, s
     wait_until(lambda: sum(known["pending_webhooks"] for known in sandbox.events) == 0)
     assert process.noted(moment) == 2, "the event was handled again"
     assert (order_of(process.view, session_id).state, rows(process.view, Shipment)) == (Status.PAID, 1)
+    before = len(sandbox.attempts)
     told = [attempt.status for attempt in sandbox.attempts if attempt.kind == "checkout.session.completed"]
     assert told[0] is None
     assert told[-1] == 200
+    sandbox.redeliver(completed(sandbox)["id"])
+    wait_until(lambda: len(sandbox.attempts) == 1 + before)
+    assert sandbox.attempts[-1].status == 200
+    assert process.noted(moment) == 2, "and not once more"

@@ -219,6 +219,7 @@ def test_an_outage_is_one_line_in_the_log_and_its_end_another(
 ) -> None:
     one = worker()
     assert one.store.report().redis_available, "what is said of the server itself is said by now"
+    caplog.clear()
     caplog.set_level(logging.INFO, "flask_idempotent")
     one.link.cut()
     at_once([partial(one.store.claim, claim_of(bytes([i]) * 16, key_of(i))) for i in range(30)])

@@ -476,6 +476,25 @@ def test_a_request_that_is_running_or_ended_is_not_resolved(
     assert server.post("/runs", key="k").text == "mine"
 
 
+@pytest.mark.redis
+def test_what_this_host_has_and_redis_has_missed_is_not_resolved(
+    redis_server: RedisProcess, bare_app: Callable[..., Flask], tmp_path: Path
+) -> None:
+    app = bare_app(**{**redis_config(redis_server), "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "records.sqlite")})
+    Idempotency(app)
+    app.post("/")(idempotent(lambda: "done"))
+    keys = Keys(app)
+    assert app.test_client().post("/", headers={"Idempotency-Key": "k"}).text == "done"
+    with redis_server.client() as client:
+        record = client.get(keys.last)
+        lapsed = Head(State.PENDING, 1, record[4:20], record[20:52], 1_000_000_000_000).pack()
+        client.set(keys.last, lapsed, px=60_000)
+        for how in (["--never-happened"], ["--status", "200"]):
+            result = run(app, "resolve", keys.last, "--yes", *how)
+            assert (result.exit_code, "its answer is replayed" in result.output) == (1, True)
+        assert client.get(keys.last) == lapsed
+
+
 # --- End to end: a worker is killed, and an operator decides ----------------------------------------------------------
 
 

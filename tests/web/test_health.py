@@ -267,7 +267,7 @@ def test_an_outage_is_told_with_its_beginning_and_the_breaker() -> None:
     state = AppState(Settings(), Cut(RecordCache(1)), None, None)  # type: ignore[arg-type]
     assert health.check(state) == {
         "status": "degraded",
-        "message": "Redis cannot be used; this host keeps its own records until it can.",
+        "message": "Redis cannot be used; this process keeps its own records until it can.",
         "stats": {"isRedisAvailable": False, "inMemoryCacheSize": 0, "cacheType": "memory"},
         "since": "2027-01-15T08:00:00.250000+00:00",
         "waiting": 2,
