@@ -23,7 +23,8 @@ log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
 LIMIT_BYTES: Final = 64 << 20
-BUSY_SECONDS: Final = 0.25  # for which another process may hold the file
+BUSY_SECONDS: Final = 1.0  # for which others may hold the file; a busy machine takes a writer's turn away for 0.3 s
+SETTLE_SECONDS: Final = 10.0  # the same, where a finished request would run again if it were not written
 FIRST_PAUSE: Final = 0.0002  # seconds, doubled with each try
 LONGEST_PAUSE: Final = 0.01
 ROUNDS: Final = 8  # of making room for one record
@@ -53,7 +54,7 @@ class SharedTable:
         self._sessions = Sessions(self._open)
         self.now = clock or self._file_now
 
-    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """See :class:`~flask_idempotent.stores.table.Table`.
 
         :raises StoreFull: there is no room, and none can be made.
@@ -68,32 +69,32 @@ class SharedTable:
             self._begin_anew(replaced)
         except (_Busy, StoreFull):
             pass
-        return self._again(work)
+        return self._again(work, SETTLE_SECONDS if settles else BUSY_SECONDS)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`."""
         self._sessions.close()
 
-    def _again(self, work: Callable[[SqlRows], Answer]) -> Answer:
+    def _again(self, work: Callable[[SqlRows], Answer], patience: float) -> Answer:
         """Do some work that could not be done at once; make room if that is what it lacks."""
         for _ in range(ROUNDS):
             try:
-                return self._patiently(work)
+                return self._patiently(work, patience)
             except NewKeyRefused:
                 raise
             except StoreFull:
-                if not self._make_room():
+                if not self._make_room(patience):
                     break
-        return self._patiently(work, reserve=True)
+        return self._patiently(work, patience, reserve=True)
 
-    def _patiently(self, work: Callable[[SqlRows], Answer], *, reserve: bool = False) -> Answer:
+    def _patiently(self, work: Callable[[SqlRows], Answer], patience: float, *, reserve: bool = False) -> Answer:
         """Do some work with the write lock, as soon as others let us have it."""
         began, pause = time.monotonic(), 0.0
         while True:
             try:
                 return self._once(work, True, reserve)
             except _Busy as busy:
-                if time.monotonic() - began > BUSY_SECONDS:
+                if time.monotonic() - began > patience:
                     raise StoreError(
                         f"{self._file.path} is held by another process, which writes without end or has stopped: end it"
                     ) from busy
@@ -135,10 +136,10 @@ class SharedTable:
             rows.no_new_keys = refused
             session.allow(self._usual_pages)
 
-    def _make_room(self) -> bool:
+    def _make_room(self, patience: float) -> bool:
         """Remove what can be removed; whether that was anything."""
         try:
-            return self._patiently(lambda rows: rows.make_room(self.now(), self.may_drop), reserve=True)
+            return self._patiently(lambda rows: rows.make_room(self.now(), self.may_drop), patience, reserve=True)
         except StoreFull:
             return False
 

@@ -193,6 +193,22 @@ def test_a_process_that_is_frozen_as_it_writes_holds_up_new_keys_only_and_not_fo
     assert store.claim(new) == Claimed(1)
 
 
+def test_an_outcome_waits_longer_for_a_frozen_process_than_a_new_key(start: Start, shared: Make) -> None:
+    store = shared()
+    mine = claim_of()
+    assert store.claim(mine) == Claimed(1)
+    frozen = start("stop", "write")
+    assert line(frozen) == "stops"
+    with pytest.raises(StoreError, match="held by another process"):
+        store.claim(claim_of(key=numbered(1)))
+
+    thaw = threading.Timer(0.3, frozen.send_signal, [signal.SIGCONT])
+    thaw.start()
+    assert store.complete(mine, payload_of(mine, b"made"), TTL)
+    thaw.join()
+    assert body_of(store, KEY) == b"made"
+
+
 def test_a_process_that_is_killed_as_it_writes_holds_up_nobody(start: Start, shared: Make) -> None:
     store = shared()
     frozen = start("stop", "write")
