@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from flask import Flask, current_app, has_app_context, request
+from flask import Flask, current_app, has_app_context
 from flask_caching import Cache
 
 from . import cli, health, script, signals
@@ -65,12 +65,13 @@ class Idempotency:
         if mistakes or wrong:
             raise ConfigurationError([*mistakes, *wrong])
         backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
-        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD))
-        self._states[app] = AppState(settings, store, Guard(store, _observer(app)), self._principal)
+        observe = _observer(app)
+        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD), observe)
+        self._states[app] = AppState(settings, store, Guard(store, observe), self._principal)
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         script.install(app, settings)
-        app.before_request(_refuse_wrong_order)
+        app.url_value_preprocessor(partial(_refuse_wrong_order, app.view_functions))
         cli.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
@@ -192,21 +193,24 @@ def _observer(app: Flask) -> Callable[[Occurrence], None]:
     return observe
 
 
-def _refuse_wrong_order() -> None:
-    """A view that was decorated after the app had taken it would run without protection."""
-    view = current_app.view_functions.get(request.endpoint or "")
-    if COVERED in getattr(view, "__dict__", {}) and not _is_wrapped_by_a_route(view):
+def _refuse_wrong_order(views: Mapping[str, Callable[..., Any]], endpoint: str | None, _values: Any) -> None:
+    """A view that was decorated after the app had taken it would run without protection.
+
+    Flask calls this with every request that it has routed, which costs less than a function before the request.
+    """
+    view = views.get(endpoint or "")
+    if COVERED in getattr(view, "__dict__", ()) and not _is_wrapped_by_a_route(view, views):
         raise ConfigurationError(
             [
-                f"@idempotent stands above the route decorator of the view {request.endpoint!r}; "
+                f"@idempotent stands above the route decorator of the view {endpoint!r}; "
                 "put it directly above the function, below @app.post(...)"
             ]
         )
 
 
-def _is_wrapped_by_a_route(view: Callable[..., Any] | None) -> bool:
+def _is_wrapped_by_a_route(view: Callable[..., Any] | None, views: Mapping[str, Callable[..., Any]]) -> bool:
     """Whether the app has another route to the same function, with the guard: then this one is bare on purpose."""
-    for routed in current_app.view_functions.values():
+    for routed in views.values():
         inner = getattr(routed, "__wrapped__", None)
         while inner is not None:
             if inner is view:

@@ -62,7 +62,7 @@ def report_redirect(response: Response) -> Response:
     A script cannot follow a redirect to another site, such as a payment page, and sees nothing of it. The redirect
     itself is stored and replayed as it is; only the script's own request gets it in this form.
     """
-    if ASKS_HEADER in request.headers and response.status_code in _SEE_OTHER and response.location:
+    if response.status_code in _SEE_OTHER and ASKS_HEADER in request.headers and response.location:
         response.headers[LOCATION_HEADER] = response.headers.pop("Location")
         response.status_code = 200
     return response
