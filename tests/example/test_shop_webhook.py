@@ -308,7 +308,8 @@ def process(request, tmp_path, sandbox, open_shop, bare_environment):
     if request.param == "redis":
         server = request.getfixturevalue("redis_server")
         store = {"IDEMPOTENCY_CACHE_REDIS_URL": server.url, "IDEMPOTENCY_STORE_TIMEOUT": 3,
-                 "IDEMPOTENCY_LEASE": 2, "IDEMPOTENCY_KEY_PREFIX": f"{uuid4()}:"}  # fmt: skip
+                 "IDEMPOTENCY_LEASE": 2, "IDEMPOTENCY_KEY_PREFIX": f"{uuid4()}:",
+                 "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "host" / "records.sqlite")}  # fmt: skip
     directory = tmp_path / "process"
     directory.mkdir()
     shop = Shop(directory, {})
