@@ -27,9 +27,10 @@ GET = "one redis-py GET"
 SOCKET = "one GET over a raw socket"
 HEADS = ("what", "adds us", "x GET, run by run", "aim", "p99 us", "p99 / median", "round trips")
 EXPLANATION = """
-JSON body of 200 bytes in, 300 out; Redis on loopback TCP. *Adds* is the median of the guarded view less the median of
-the same view bare; *p99* is the guarded view's 99th percentile less the same. {rounds} rounds of turns in each of
-{runs} runs. The bare views: {bare}. ASGI peers are compared with a bare ASGI view, on a loop that runs already.
+JSON body of 200 bytes in, which the view parses, and 300 out; Redis on loopback TCP. *Adds* is the median of the
+guarded view less the median of the same view bare; *p99* is the guarded view's 99th percentile less the same.
+{rounds} rounds of turns in each of {runs} runs. The bare views: {bare}. ASGI peers are compared with a bare ASGI view,
+on a loop that runs already.
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from .requests import BODY, Send
+from .requests import BODY, Send, View
 
 Receive = Callable[[], Any]
 
@@ -60,11 +60,11 @@ def app(endpoint: Any, middleware: Any = None) -> Any:
     return Starlette(routes=[Route("/", endpoint, methods=["POST"])], middleware=[middleware] if middleware else [])
 
 
-def bare(view: Callable[[], Any]) -> Send:
+def bare(view: View) -> Send:
     """The view without any guard."""
     from starlette.responses import JSONResponse
 
-    async def endpoint(_request: Any) -> Any:
-        return JSONResponse(view())
+    async def endpoint(request: Any) -> Any:
+        return JSONResponse(view(await request.json()))
 
     return sender(app(endpoint))

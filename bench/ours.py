@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Flask
+from flask import Flask, request
 
 from flask_idempotent import ConfigurationError, Idempotency, idempotent
 from tests.servers.standalone import RedisProcess
@@ -45,5 +45,5 @@ def guarded(view: View, name: str, settings: dict[str, Any]) -> Flask | None:
         if settings.get("LOCAL_TIER") == "shared":
             return None
         raise
-    app.post("/")(idempotent(lambda: view()))
+    app.post("/")(idempotent(lambda: view(request.get_json())))
     return app

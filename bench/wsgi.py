@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Flask
+from flask import Flask, request
 
-from .requests import BODY, Send
+from .requests import BODY, Send, View
 
 _ENVIRON: dict[str, Any] = {
     "REQUEST_METHOD": "POST", "PATH_INFO": "/", "SCRIPT_NAME": "", "QUERY_STRING": "", "SERVER_NAME": "localhost",
@@ -32,8 +32,8 @@ def sender(app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> Send:
     return send
 
 
-def bare(view: Callable[[], Any]) -> Send:
+def bare(view: View) -> Send:
     """The view without any guard."""
     app = Flask("bare")
-    app.post("/")(lambda: view())
+    app.post("/")(lambda: view(request.get_json()))
     return sender(app)

@@ -22,8 +22,8 @@ def subjects(server: RedisProcess) -> Iterator[Subject]:
     """Over Redis. It does not compare what the requests contain."""
     view = View()
 
-    async def endpoint(_request: Any) -> Any:
-        return JSONResponse(view())
+    async def endpoint(request: Any) -> Any:
+        return JSONResponse(view(await request.json()))
 
     backend = RedisBackend(redis=Redis(port=server.port, protocol=2))
     app = asgi.app(endpoint, Middleware(IdempotencyHeaderMiddleware, backend=backend))

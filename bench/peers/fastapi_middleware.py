@@ -20,8 +20,8 @@ def subjects(_server: RedisProcess) -> Iterator[Subject]:
     """Over its store in memory."""
     view = View()
 
-    async def endpoint(_request: Any) -> Any:
-        return JSONResponse(view())
+    async def endpoint(request: Any) -> Any:
+        return JSONResponse(view(await request.json()))
 
     app = asgi.app(endpoint, Middleware(IdempotencyMiddleware))
     yield Subject("fastapi-idempotency, its memory store", "ASGI", asgi.sender(app), view)

@@ -27,7 +27,7 @@ def subjects(server: RedisProcess) -> Iterator[Subject]:
 
     @idempotent
     async def place(request: Any) -> Any:
-        return JSONResponse(view())
+        return JSONResponse(view(await request.json()))
 
     async def endpoint(request: Any) -> Any:
         return await place(request=request)

@@ -30,7 +30,7 @@ def subjects(server: RedisProcess) -> Iterator[Subject]:
 
     @async_idempotent("orders", JsonResultAdapter(), ttl_seconds=600, fingerprint_params=("order",))
     async def place(idempotency_key: str, order: Any, coordinator: AsyncIdempotencyCoordinator) -> Any:
-        return view()
+        return view(order)
 
     async def endpoint(request: Any) -> Any:
         key, order = request.headers["Idempotency-Key"], await request.json()

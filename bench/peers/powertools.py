@@ -48,7 +48,7 @@ def _app(name: str, view: View, server: RedisProcess, cached: bool) -> Flask:
 
     @idempotent_function(data_keyword_argument="order", persistence_store=layer, config=config, key_prefix=name)
     def place(order: dict[str, Any]) -> dict[str, str]:
-        return view()
+        return view(order["body"])
 
     app = Flask(name)
 

@@ -23,6 +23,7 @@ from flask_idempotent.core.machine import Replay, judge
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claimed, Found, StoreError, StoreFull, TimedOut
 from flask_idempotent.stores import sessions
+from flask_idempotent.stores import shared as shared_module
 from flask_idempotent.stores.shared import SharedStore
 
 from .making import KEY, ME, OTHER, TTL, Clock, at_once, claim_of, elapsed, eventually, payload_of
@@ -193,29 +194,33 @@ def test_a_process_that_is_frozen_as_it_writes_holds_up_new_keys_only_and_not_fo
     assert store.claim(new) == Claimed(1)
 
 
-def test_a_file_that_others_write_all_the_time_is_worth_waiting_for(shared: Make, path: Path) -> None:
-    """What tells them from a frozen process is that the log changes."""
+def test_a_file_that_others_write_all_the_time_is_worth_waiting_for(
+    shared: Make, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What tells many writers from a frozen one is that the log changes: here somebody is always faster."""
     store = shared()
     store.set("first", b"", TTL)
-    over = threading.Event()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
 
-    def write() -> None:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            for number in range(1000):
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute("INSERT INTO notes VALUES (?, '')", (str(number),))
-                done = over.wait(0.05)
-                connection.execute("COMMIT")
-                if done:
-                    return
+        def write() -> None:
+            end = time.monotonic() + 0.8
+            while time.monotonic() < end:
+                os.utime(path.with_name(path.name + "-wal"))
+                time.sleep(0.02)
+            other.execute("COMMIT")
 
-    writer, ends = threading.Thread(target=write), threading.Timer(0.7, over.set)
-    writer.start()
-    ends.start()
-    eventually(lambda: rows(store, path, "notes"))
-    assert store.claim(claim_of()) == Claimed(1)
-    over.set()
-    writer.join()
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert store.claim(claim_of()) == Claimed(1)
+        writer.join()
+        monkeypatch.setattr(shared_module, "CROWDED_SECONDS", 0.4)
+        other.execute("BEGIN IMMEDIATE")
+        writer = threading.Thread(target=write)
+        writer.start()
+        with pytest.raises(StoreError, match="written or replaced by others all the time"):
+            store.forget(claim_of())
+        writer.join()
 
 
 def test_a_process_that_is_killed_as_it_writes_holds_up_nobody(start: Start, shared: Make) -> None:
