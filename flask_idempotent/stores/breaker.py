@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -21,17 +20,23 @@ LEFTOVER_SECONDS: Final = 1.0
 
 
 class Prober:
-    """The thread that probes in one process."""
+    """The thread that probes."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.told_to_stop = threading.Event()
+
+    def start(self, probe: Callable[[Prober], None]) -> None:
+        """Start the thread.
+
+        :raises RuntimeError: there is none to be had.
+        """
+        threading.Thread(target=probe, args=(self,), name="idempotency-probe", daemon=True).start()
 
 
 class Breaker:
     """Counts failures in a row, opens at the second, and closes when ``recover`` succeeds.
 
-    The probe is one thread per process, started by the first who needs it and so never before a fork. While nothing is
+    The probe is one thread, started by the first who needs it. While nothing is
     wrong it glances at the server at the same pace, so that a restart or an outage is noticed where nobody asks.
 
     :param recover: brings the server's records up to date. True when nothing is left to do, False when some records
@@ -83,7 +88,7 @@ class Breaker:
     def watch(self) -> None:
         """See to it that the probe of this process runs."""
         prober = self._prober
-        if prober is None or prober.pid != os.getpid():
+        if prober is None:
             self._start()
 
     def probe(self) -> None:
@@ -100,15 +105,14 @@ class Breaker:
 
     def _start(self) -> None:
         with self._lock:
-            if self._prober is not None and self._prober.pid == os.getpid():
+            if self._prober is not None:
                 return
-            prober = Prober()
+            prober = self._prober = Prober()
             try:
-                threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
+                prober.start(self._probe)
             except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
+                self._prober = None
                 log.warning("idempotency: Redis cannot be looked for: %s", error)
-                return
-            self._prober = prober
 
     def _probe(self, me: Prober) -> None:
         pause: float | None = PROBE_SECONDS

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from ..core.forks import PerProcess
 from ..core.guard import Occurrence, Outcome
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
@@ -22,6 +23,18 @@ from .redis import RedisStore
 Answer = TypeVar("Answer")
 
 GRACE_SECONDS: Final = 0.6  # after an outage, for other hosts to write back what they hold
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How one process sees its Redis. A forked process has a view, and locks and a thread, of its own.
+
+    :param indebted: running claims of the process that Redis may not know as they are.
+    """
+
+    breaker: Breaker
+    recovery: Recovery
+    indebted: set[bytes] = field(default_factory=set)
 
 
 class TieredStore:
@@ -38,14 +51,27 @@ class TieredStore:
         self._local = local
         self._shared = shared
         self._notify = notify
-        self._indebted: set[bytes] = set()  # running claims of this process that Redis may not know as they are
-        self._recovery = Recovery(local, shared, lambda key: self._tell(Outcome.DUPLICATED, key))
-        self._breaker = Breaker(
-            self._recovery,
-            self._recovery.glance,
-            lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
-        )
+        self._view = PerProcess(self._new_view)
         local.allow_dropping(self._is_copy)
+
+    def _new_view(self) -> _View:
+        recovery = Recovery(self._local, self._shared, lambda key: self._tell(Outcome.DUPLICATED, key))
+        breaker = Breaker(
+            recovery, recovery.glance, lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, "")
+        )
+        return _View(breaker, recovery)
+
+    @property
+    def _breaker(self) -> Breaker:
+        return self._view().breaker
+
+    @property
+    def _recovery(self) -> Recovery:
+        return self._view().recovery
+
+    @property
+    def _indebted(self) -> set[bytes]:
+        return self._view().indebted
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.

@@ -479,5 +479,5 @@ def test_the_report_of_a_store_that_cannot_be_used_says_why(shared: Make, path: 
     path.write_bytes(b"no database" * 500)
     path.chmod(0o600)
     report = shared().report()
-    assert (report.cache_type, report.refused, report.in_memory_size) == ("shared", True, 0)
+    assert (report.cache_type, report.refused, report.in_memory_size) == ("memory", True, 0)
     assert "is damaged" in str(report.outage)
