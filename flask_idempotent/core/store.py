@@ -106,9 +106,9 @@ class TimedOut:
 class Report:
     """How a store is doing.
 
-    :param cache_type: ``"redis"`` or ``"memory"``: which of the two decides about new keys at this moment.
+    :param cache_type: ``"redis"``, ``"shared"`` or ``"memory"``: which of them decides about new keys at this moment.
     :param redis_available: whether Redis answers; False where none is configured.
-    :param in_memory_size: number of live records held in this process.
+    :param in_memory_size: number of live records held in this process, or on this host where its workers share them.
     :param outage: why the configured Redis cannot be used, for an operator; None when all is well.
     :param refused: Redis is there but refuses this client, so that requests with a key are refused, too.
     :param waiting: number of records that will be written to Redis when it is back.
