@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import repeat
 from typing import ClassVar, Final
 
 from ..core.machine import Change, Effect, Event, transition
@@ -21,7 +20,6 @@ __all__ = ["Debt", "LocalStore", "LocalTier"]
 
 DELETION_MS: Final = 86_400_000  # for how long a deletion is owed
 NOBODY: Final = b""  # the owner of plain values
-UNTIL_TOLD: Final = float("inf")
 
 
 class LocalStore:
@@ -73,18 +71,16 @@ class LocalStore:
         """See :class:`~flask_idempotent.core.store.Store`. No transaction is held meanwhile."""
         deadline = time.monotonic() + timeout_ms / 1000
         with self._listening(key) as changed:
-            for pause in self._pauses():
+            while True:
                 changed.clear()
                 record, now = self._look(key)
                 if record is None:
                     return Gone()
                 if record[1:2] != State.PENDING.value:
                     return Found(record, now)
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                changed.wait(min(left, pause))
-        return TimedOut()
+                if time.monotonic() >= deadline:
+                    return TimedOut()
+                self._rest(changed, deadline)
 
     def begin_step(self, claim: Claim, name: bytes, intent: bytes, *, owed: bool = False) -> bytes | None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
@@ -274,9 +270,9 @@ class LocalStore:
 
         return self._table.run(work, writes=False)
 
-    def _pauses(self) -> Iterator[float]:
-        """For how many seconds to wait for :meth:`_wake` between two looks at a record."""
-        return repeat(UNTIL_TOLD)
+    def _rest(self, changed: threading.Event, deadline: float) -> None:
+        """Wait until something has happened to a key that is waited for; at most until the deadline, monotonic."""
+        changed.wait(max(deadline - time.monotonic(), 0))
 
     @contextmanager
     def _listening(self, key: str) -> Iterator[threading.Event]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import random
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Final, TypeVar
 
+from ..core.record import State
 from ..core.store import StoreError, StoreFull
 from .hostfile import HostFile, check_path, default_path, is_damage
 from .local import LocalStore
@@ -29,8 +32,8 @@ CROWDED_SECONDS: Final = 5.0  # for which others may always be faster
 FIRST_PAUSE: Final = 0.0002  # seconds, doubled with each try
 LONGEST_PAUSE: Final = 0.005
 ROUNDS: Final = 8  # of making room for one record
-LOOKS: Final = (0.002, 0.003, 0.005, 0.008, 0.013)  # seconds between two looks of one who waits, then LAST_LOOKS
-LAST_LOOKS: Final = 0.02
+PAUSES: Final = (0.002, 0.003, 0.005, 0.008, 0.013)  # seconds between two looks of one who waits, and then always:
+LAST_PAUSES: Final = 0.02
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -216,7 +219,27 @@ class SharedStore(LocalStore):
         self.path = path
         table = SharedTable(HostFile(path, limit_bytes), clock)
         super().__init__(table, table.now)
+        self._polled_at = 0.0
 
-    def _pauses(self) -> Iterator[float]:
+    def _rest(self, changed: threading.Event, deadline: float) -> None:
         """Other processes do not tell when they end a request: look again, and again."""
-        return chain(LOOKS, repeat(LAST_LOOKS))
+        for pause in chain(PAUSES, repeat(LAST_PAUSES)):
+            left = deadline - time.monotonic()
+            if left <= 0 or changed.wait(min(left, pause)):
+                return
+            self._poll(pause)
+
+    def _poll(self, pause: float) -> None:
+        """Look for all who wait in this process, unless another of them just did."""
+        now = time.monotonic()
+        if now - self._polled_at < pause / 2:
+            return
+        self._polled_at = now
+        keys = {key for key, _ in list(self._waiters.values())}
+        for key in self._table.run(partial(self._ended, keys), writes=False):
+            self._wake(key)
+
+    def _ended(self, keys: Iterable[str], rows: Rows) -> list[str]:
+        """Those of some keys under which no request is running."""
+        now = self._clock()
+        return [key for key in keys if (rows.find(key, now)[0] or b"")[1:2] != State.PENDING.value]

@@ -144,14 +144,17 @@ def test_a_waiter_holds_no_transaction(shared: Make, path: Path) -> None:
     assert not waiter.is_alive()
 
 
-def test_waiting_looks_less_and_less_often(shared: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_looks_less_and_less_often_and_once_for_all_who_wait(
+    shared: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = shared()
     store.claim(claim_of(OTHER))
-    looks: list[str] = []
-    look = store._look
-    monkeypatch.setattr(store, "_look", lambda key: (looks.append(key), look(key))[1])
-    assert store.wait(KEY, 300) == TimedOut()
-    assert 2 < len(looks) < 25  # 150 of them without growing pauses
+    looks, run = count(), store._table.run
+    monkeypatch.setattr(store._table, "run", lambda *args, **options: (next(looks), run(*args, **options))[1])
+    assert store.wait(KEY, 400) == TimedOut()
+    assert 5 < (alone := next(looks)) < 35  # 200 of them without growing pauses
+    assert at_once([partial(store.wait, KEY, 400)] * 30) == [TimedOut()] * 30
+    assert next(looks) - alone < 60 + 6 * 35  # 30 * 35 of them if each looked for itself
 
 
 def test_the_clock_of_the_records_is_the_hosts_and_not_the_machines_time(
