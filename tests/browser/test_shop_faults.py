@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Error, expect
 
 from example_app.sandbox import Fault
-from tests.stores.link import Link
+from tests.servers.link import Link
 
 from .buying import (
     MUG,

@@ -102,6 +102,16 @@ def test_two_tabs_are_two_orders_and_each_is_paid_once(open_context, shop, truth
     assert truth() == Truth(orders=2, sessions=2, charges=1)
 
 
+def test_a_refund_that_is_pressed_twice_goes_back_once(buyer, truth):
+    buyer.goto(MUG)
+    press_buy(buyer)
+    await_payment_page(buyer)
+    pay(buyer)
+    buyer.get_by_role("button", name="Send it back").dblclick(no_wait_after=True)
+    badge(buyer).to_have_text("Refunded")
+    assert truth() == Truth(orders=1, sessions=1, charges=1, refunds=1)
+
+
 # --- With JavaScript ----------------------------------------------------------------------------------------------
 
 
