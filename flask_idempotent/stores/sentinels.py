@@ -83,6 +83,6 @@ def _read(replies: list[Reply]) -> Place:
     state = dict(zip(about[::2], about[1::2], strict=False))
     flags = state.get(b"flags", b"").decode().split(",")
     same = (state.get(b"ip"), state.get(b"port")) == tuple(address)
-    if same and {"s_down", "o_down", "disconnected"} & set(flags):
+    if same and {"s_down", "o_down"} & set(flags):
         raise NoMaster(f"the sentinels say that the master is down: {','.join(flags)}")
     return host, int(port)
