@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 SERVERS := .servers
 BENCH := .venv-bench
 PIP := -m pip --disable-pip-version-check install --quiet
-TOOLS := redis-server chromium
+TOOLS := redis-server chromium gcc
 
 .PHONY: run test test-lowest check bench clean tools servers
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import stripe
-from flask import Blueprint, redirect, request, url_for
+from flask import Blueprint, redirect, render_template, request, url_for
+from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
-from flask_idempotent import CheckoutError, current_idempotency, idempotent, stripe_client, stripe_errors
+from flask_idempotent import (
+    CheckoutError,
+    IdempotencyError,
+    current_idempotency,
+    idempotent,
+    stripe_client,
+    stripe_errors,
+)
 from flask_idempotent.checkout import is_stored_failure
 
 from . import orders
@@ -18,6 +26,7 @@ from .pages import describe
 
 refunds = Blueprint("refunds", __name__)
 
+UNSETTLED = "Your refund is asked for, and the answer is not there yet. Ask again in a moment: it goes back once."
 OUTCOMES = {"succeeded": Status.REFUNDED, "failed": Status.PAID, "canceled": Status.PAID}
 
 
@@ -41,6 +50,25 @@ def refund_order(order_id: str) -> Response | dict[str, Any]:
     if request.accept_mimetypes["text/html"] > request.accept_mimetypes["application/json"]:
         return redirect(url_for("shop.show_order", order_id=order.id), 303)
     return describe(order)
+
+
+@refunds.errorhandler(IdempotencyError)
+@refunds.errorhandler(CheckoutError)
+def show_problem(problem: IdempotencyError | CheckoutError) -> ResponseReturnValue:
+    """Tell a buyer in the shop's style, and a script in problem details."""
+    answer = problem.get_response(request.environ)
+    if answer.mimetype != "text/html":
+        return answer
+    page = render_template(
+        "refund_problem.html",
+        title="We do not know yet" if problem.retryable else "Nothing went back",
+        note=UNSETTLED if problem.retryable else problem.detail,
+        again=problem.retryable,
+        key=request.form.get("idempotency_key"),
+        order_id=(request.view_args or {})["order_id"],
+    )
+    answer.set_data(page)
+    return answer
 
 
 def send_back(order: Order) -> Order:

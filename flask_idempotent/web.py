@@ -225,9 +225,12 @@ def mark_unstored(response: Response) -> None:
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    response = app.response_class(stored.body or b"", status=stored.status)
-    response.headers = Headers(stored.headers)
-    response.headers[settings.replay_header] = "true"
+    headers = Headers(stored.headers)
+    headers[settings.replay_header] = "true"
     if stored.body is None:
-        response.headers[OMITTED_HEADER] = "omitted"
+        headers[OMITTED_HEADER] = "omitted"
+    told = headers.to_wsgi_list()
+    response = app.response_class([stored.body or b""], stored.status, headers)
+    if response.headers.to_wsgi_list() != told:  # a content type where there was none, or what the app's own class adds
+        response.headers = Headers(told)
     return response

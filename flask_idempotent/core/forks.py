@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
+from weakref import WeakSet
 
 Value = TypeVar("Value")
 
@@ -24,6 +25,7 @@ class PerProcess(Generic[Value]):
         self._make = make
         self._abandon = abandon
         self._by_pid: dict[int, Value] = {}
+        _ALL.add(self)
 
     def __call__(self) -> Value:
         """The value of this process."""
@@ -31,8 +33,21 @@ class PerProcess(Generic[Value]):
         try:
             return self._by_pid[pid]
         except KeyError:
-            ours = self._by_pid.setdefault(pid, self._make())  # atomic: the first of several threads wins
-        for other in set(self._by_pid) - {pid}:
-            if (parents := self._by_pid.pop(other, None)) is not None:
-                self._abandon(parents)
-        return ours
+            return self._by_pid.setdefault(pid, self._make())  # atomic: the first of several threads wins
+
+    def leave(self) -> None:
+        """In a forked process: let go of what came along."""
+        ours = os.getpid()
+        for pid in [pid for pid in self._by_pid if pid != ours]:
+            self._abandon(self._by_pid.pop(pid))
+
+
+_ALL: Final[WeakSet[PerProcess[Any]]] = WeakSet()
+
+
+def _leave_all() -> None:
+    for each in list(_ALL):
+        each.leave()
+
+
+os.register_at_fork(after_in_child=_leave_all)

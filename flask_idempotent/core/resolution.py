@@ -66,7 +66,7 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     :raises StoreError: the store cannot be asked.
     """
     head = interrupted(found)
-    payload = None if answer is None else _pack(replace(head, state=State.DONE, owner=token), answer)
+    payload = None if answer is None else _pack(head._replace(state=State.DONE, owner=token), answer)
     terms = replace(terms, resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
     claim = Claim(key, token, head.fingerprint, terms)
     granted = store.claim(claim)

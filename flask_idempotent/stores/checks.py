@@ -12,9 +12,8 @@ from ..core.store import StoreError
 from .cluster import ClusterNodes
 from .failures import ERRORS, store_error
 from .findings import Finding, Level, per_server
-from .nodes import Nodes
+from .nodes import Nodes, SentinelNodes
 from .redis import RedisStore, translated
-from .sentinels import SentinelNodes
 from .servers import EVICTION, PERSISTENCE, ROLE, SAFE_POLICY, Server, look
 from .trial import scratch_key, try_out
 from .wire import Reply, ServerError, pack

@@ -89,6 +89,30 @@ def test_a_form_leads_back_to_the_order(browser, order, client):
     assert "/refund" not in page
 
 
+def test_a_buyer_is_told_what_is_not_known_yet_and_can_ask_again(browser, shop, order, client, sandbox, connect):
+    shop.extensions["idempotency.stripe"] = connect(sandbox.url)
+    sandbox.inject(Fault(error=500, at="refunds"))
+    accept = {"Accept": "text/html"}
+    answer = browser.post(f"/orders/{order.id}/refund", data={"idempotency_key": "k"}, headers=accept)
+    assert (answer.status_code, answer.mimetype) == (503, "text/html")
+    assert "it goes back once" in answer.text
+    assert 'name="idempotency_key" value="k"' in answer.text
+    assert f'href="/orders/{order.id}"' in answer.text
+    assert answer.headers["Retry-After"]
+    for _ in range(2):  # the first one meets the failure that Stripe has kept
+        answer = browser.post(f"/orders/{order.id}/refund", data={"idempotency_key": "k"}, headers=accept)
+    assert answer.status_code == 303
+    assert sent_back(client) == [3600]
+
+
+def test_a_buyer_is_told_why_nothing_goes_back(browser, shop):
+    order = order_of(shop, buy(browser))
+    answer = browser.post(f"/orders/{order.id}/refund", data={"idempotency_key": "k"}, headers={"Accept": "text/html"})
+    assert answer.status_code == 409
+    assert "Only an order that is paid can be refunded" in answer.text
+    assert "<form" not in answer.text
+
+
 def test_without_a_key_nothing_goes_back(browser, order, client):
     answer = browser.post(f"/orders/{order.id}/refund", headers=JSON)
     assert (answer.status_code, answer.get_json()["code"]) == (400, "key-missing")

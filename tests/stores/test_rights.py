@@ -16,7 +16,7 @@ import redis
 
 from flask_idempotent.core.record import State
 from flask_idempotent.core.store import Claimed, Found, Store, StoreError
-from flask_idempotent.stores.redis import RedisStore, Restored
+from flask_idempotent.stores.redis import Copy, RedisStore, Restored
 
 from ..servers.process import until
 from ..servers.standalone import RedisProcess
@@ -28,18 +28,18 @@ pytestmark = pytest.mark.redis
 MINE = claim_of()
 CHANNELS: Final = "&idempotency:*"
 WRITES: Final = {"claim", "put back", "complete", "tell", "fail", "write back"}
-SCRIPTS: Final = WRITES | {"replay", "extend", "forget", "wait", "listen"}
+SCRIPTS: Final = WRITES | {"replay", "extend", "forget", "wait", "listen", "step"}
 SECONDS: Final = 2.0  # after which what has not happened does not happen
 WITHOUT: Final = {
     "+evalsha": SCRIPTS,
-    "+script|load": SCRIPTS,
-    "+script|exists": {"extend", "put back"},
+    "+eval": SCRIPTS,  # sent once, to a server that does not know the script yet
     "+time": SCRIPTS,
     "+get": SCRIPTS | {"get"},
     "+set": WRITES | {"set"},
-    "+setrange": {"extend"},
-    "+pttl": {"extend"},
-    "+pexpire": {"extend"},
+    "+setrange": {"extend", "step"},
+    "+pttl": {"extend", "step"},
+    "+pexpire": {"extend", "step"},
+    "+append": {"step"},
     "+del": {"forget", "delete"},
     "+ping": {"ping"},
     "+publish": {"tell"},  # those who wait look once a second
@@ -84,7 +84,13 @@ def forgets(store: Store, admin: redis.Redis) -> None:
 
 
 def writes_back(store: RedisStore, admin: redis.Redis) -> None:
-    assert store.restore(KEY, record_of(State.DONE), TTL, LEASE) is Restored.WRITTEN
+    assert store.restore([Copy(KEY, record_of(State.DONE), TTL, LEASE)]) == [Restored.WRITTEN]
+
+
+def takes_steps(store: Store, admin: redis.Redis) -> None:
+    admin.set(KEY, record_of(State.PENDING, ME))
+    assert store.begin_step(MINE, b"n" * 16, b"n" * 16 + b"intent") == b""
+    assert store.end_step(MINE, b"n" * 16 + b"result")
 
 
 def waits(store: Store, admin: redis.Redis) -> None:
@@ -130,6 +136,7 @@ OPERATIONS: Final[dict[str, Callable[[RedisStore, redis.Redis], object]]] = {
     "fail": fails,
     "forget": forgets,
     "write back": writes_back,
+    "step": takes_steps,
     "wait": waits,
     "listen": listens,
     "tell": tells,
