@@ -89,8 +89,8 @@ def ask(connection: Connection, send: Send, tries: int, name: str) -> tuple[Answ
     """Make one request: what came of it, and the seconds to wait before another try; 0 when it is answered for good."""
     failing = send.fail and tries == 0
     headers = {"Idempotency-Key": send.key, "Content-Type": "application/json", "Work": f"{send.work:.4f}"}
-    if failing:
-        headers["Fail"] = "yes"
+    headers |= {"Fail": "yes"} if failing else {}
+    headers |= {"Gate": send.gate} if send.gate else {}
     sent = time.monotonic()
     answer = Answer(send.key, send.number, tries, name, sent, sent, NO_ANSWER, fault=failing)
     try:

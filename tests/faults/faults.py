@@ -24,8 +24,8 @@ REDIS_JUMP_SECONDS: Final = 3600  # at most, either way; less than half of the T
 WORKER_JUMP_SECONDS: Final = 86_400
 
 
-def _hold(rng: random.Random) -> None:
-    time.sleep(rng.uniform(*HOLD_SECONDS))
+def _hold(world: World, rng: random.Random) -> None:
+    time.sleep(world.pace * rng.uniform(*HOLD_SECONDS))
 
 
 def _redis(world: World) -> RedisProcess:
@@ -37,7 +37,7 @@ def frozen(world: World, rng: random.Random) -> None:
     """Redis stands still: its connections stay, and nothing is answered."""
     with world.fault(Kind.OUTAGE, "Redis frozen"):
         _redis(world).freeze()
-        _hold(rng)
+        _hold(world, rng)
         _redis(world).thaw()
 
 
@@ -58,7 +58,7 @@ def killed(world: World, rng: random.Random) -> None:
         if world.site.redis == "volatile":
             with world.fault(Kind.EMPTIED, "Redis emptied"):
                 pass
-        _hold(rng)
+        _hold(world, rng)
         _redis(world).start()
 
 
@@ -67,7 +67,7 @@ def refused(world: World, rng: random.Random) -> None:
     assert world.link is not None
     with world.fault(Kind.OUTAGE, "Redis cut off, refused"):
         world.link.cut()
-        _hold(rng)
+        _hold(world, rng)
         world.link.open()
 
 
@@ -76,7 +76,7 @@ def swallowed(world: World, rng: random.Random) -> None:
     assert world.link is not None
     with world.fault(Kind.OUTAGE, "Redis cut off, swallowed"):
         world.link.freeze()
-        _hold(rng)
+        _hold(world, rng)
         world.link.open()
 
 
@@ -85,7 +85,7 @@ def full(world: World, rng: random.Random) -> None:
     with _redis(world).client() as client, world.fault(Kind.FULL, "Redis out of memory"):
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", 1)
-        _hold(rng)
+        _hold(world, rng)
         client.config_set("maxmemory", 0)
 
 
@@ -97,7 +97,7 @@ def read_only(world: World, rng: random.Random) -> None:
             client.replicaof("127.0.0.1", str(free_port()))
         else:
             client.config_set("min-replicas-to-write", 1)
-        _hold(rng)
+        _hold(world, rng)
         client.replicaof("NO", "ONE")
         client.config_set("min-replicas-to-write", 0)
 
@@ -108,7 +108,7 @@ def failed_over(world: World, rng: random.Random) -> None:
     with world.fault(Kind.OUTAGE, "master killed"):
         old = world.sentinel.kill_master()
         world.sentinel.await_failover(old, FAILOVER_SECONDS)
-    _hold(rng)
+    _hold(world, rng)
     old.start()
     world.sentinel.await_healthy(FAILOVER_SECONDS)
 
@@ -133,7 +133,7 @@ def killed_with_worker(world: World, rng: random.Random) -> None:
     """Redis dies, and before it is back a worker dies that has something to write to it."""
     with world.fault(Kind.OUTAGE, "Redis killed"):
         _redis(world).stop()
-        _hold(rng)
+        _hold(world, rng)
         worker_killed(world, rng)
         _redis(world).start()
 

@@ -93,7 +93,9 @@ class _Campaign:
     def refused(self, outage: Fault) -> float:
         """From the end of an outage to the last request that was made before the next one, and refused."""
         following = min((each.begin for each in self.outages if each.begin > outage.end), default=float("inf"))
-        refused = [each.sent for each in self.answers if each.status == 503 and outage.end < each.sent < following]
+        refused = [
+            each.sent for each in self.answers if each.status == 503 and outage.end < each.sent and each.got < following
+        ]
         return max(refused, default=outage.end) - outage.end
 
 

@@ -24,6 +24,7 @@ class Send:
     :param host: the number of the host that gets it.
     :param work: seconds for which the view is to work.
     :param fail: whether the view is to fail, the first time that it is asked.
+    :param gate: a file for which the view is to wait.
     """
 
     due: float
@@ -32,6 +33,7 @@ class Send:
     host: int
     work: float
     fail: bool = False
+    gate: str = ""
 
 
 def plan(seed: int, requests: int, rate: float, hosts: int = 1) -> list[Send]:

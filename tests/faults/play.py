@@ -58,6 +58,7 @@ def play(
     rate: float,
     tier: str = "shared",
     workers: int | None = None,
+    pace: float = 1.0,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Play:
     """Play a campaign and judge it.
@@ -67,11 +68,12 @@ def play(
     :param rate: planned requests a second.
     :param tier: the local one.
     :param workers: of each host, instead of the campaign's.
+    :param pace: by what the length of faults, and of the calm between them, is multiplied.
     :param say: is told of the progress.
     """
     site = replace(campaign.site, settings=campaign.settings(policy, tier), workers=workers or campaign.site.workers)
     began = time.monotonic()
-    with World(site, directory) as world:
+    with World(site, directory, pace) as world:
         traffic = _traffic(world, seed, requests, rate)
         _play_faults(campaign, world, traffic, say)
         world.await_recovery()
@@ -106,7 +108,7 @@ def _play_faults(campaign: Campaign, world: World, traffic: Traffic, say: Callab
         deadline = time.monotonic() + 5 * traffic.requests / traffic.rate + 2 * PATIENCE_SECONDS
         progress = Progress(Path(traffic.answers), say)
         while clients.running and time.monotonic() < deadline:
-            time.sleep(rng.uniform(*campaign.gap))
+            time.sleep(world.pace * rng.uniform(*campaign.gap))
             rng.choice(campaign.faults)(world, rng)
             progress.tell()
         until(lambda: not clients.running, "the end of the traffic", 1 + max(deadline - time.monotonic(), 0))

@@ -45,10 +45,14 @@ class Site:
 
 
 class World:
-    """Everything that runs in a campaign; ends with the context."""
+    """Everything that runs in a campaign; ends with the context.
 
-    def __init__(self, site: Site, directory: Path) -> None:
-        self.site, self.directory = site, directory
+    :param directory: a new one, for what is left behind.
+    :param pace: by what the length of faults is multiplied.
+    """
+
+    def __init__(self, site: Site, directory: Path, pace: float = 1.0) -> None:
+        self.site, self.directory, self.pace = site, directory, pace
         self.ledger = directory / "ledger"
         self._end = ExitStack()
         self._made = 0
