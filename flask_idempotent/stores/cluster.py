@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from .pool import Place
 from .wire import Broken, More, Reply, ServerError, pack
 
 REDIRECTS: Final = 4
+PAUSE_SECONDS: Final = 0.02  # before a command is tried again
 ASKING: Final = pack("ASKING")
 Ranges = list[tuple[int, int, Place]]  # first slot, last slot, master
 
@@ -52,8 +54,18 @@ class ClusterNodes(Nodes):
     def exchange(
         self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
     ) -> list[Reply]:
-        """See :class:`Nodes`. Follows redirections, and goes to the new master where one has taken over."""
-        slot = key_slot(key.encode())
+        """See :class:`Nodes`. Follows redirections, and goes to the new master where one has taken over.
+
+        Two keys of a slot that moves cannot be had until both have moved: that is waited for within the time limit.
+        """
+        slot, deadline = key_slot(key.encode()), time.monotonic() + self.timeout
+        while True:
+            replies = self._route(slot, commands, count, urgent, more)
+            if not any(map(_is_premature, replies)) or time.monotonic() > deadline:
+                return replies
+            time.sleep(PAUSE_SECONDS)
+
+    def _route(self, slot: int, commands: bytes, count: int, urgent: bool, more: More | None) -> list[Reply]:
         place = self._master_of(slot)
         try:
             return self._from(place, commands, count, urgent, more)
@@ -191,6 +203,11 @@ def _master_in(ranges: Ranges, slot: int) -> Place | None:
 
 def _redirects(reply: Reply) -> bool:
     return isinstance(reply, ServerError) and reply.code in ("MOVED", "ASK")
+
+
+def _is_premature(reply: Reply) -> bool:
+    """Of two keys of a slot that moves, one is here and one is not."""
+    return isinstance(reply, ServerError) and reply.code == "TRYAGAIN"
 
 
 def _place(server: list[Any], asked: Place) -> Place:
