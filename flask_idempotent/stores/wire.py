@@ -7,10 +7,15 @@ read here, because that is most of what a command costs. Commands are RESP array
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
 READ_SIZE: Final = 65536
+
+# Before 7.0 a server wraps what went wrong in a script: "ERR Error running script (call to f_6ce9…): @user_script:21:
+# @user_script: 21: -OOM command not allowed when used memory > 'maxmemory'."
+_IN_SCRIPT: Final = re.compile(r"ERR Error running script .*?: -([A-Z]+ .*)", re.DOTALL)
 
 Reply = Any  # bytes, int, None, a list of these, or a ServerError
 More = Callable[[list[Reply]], bytes]  # one packed command that is called for by the replies; empty for none
@@ -23,8 +28,9 @@ class ServerError(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.code, _, self.detail = text.partition(" ")
+        inside = _IN_SCRIPT.fullmatch(text)
+        super().__init__(inside[1] if inside else text)
+        self.code, _, self.detail = str(self).partition(" ")
 
 
 class Broken(ConnectionError):

@@ -15,6 +15,7 @@ from .buying import (
     MUG,
     await_message,
     await_payment_page,
+    badge,
     buy_button,
     intents,
     keys_sent,
@@ -47,10 +48,10 @@ def visit(page):
     page.goto(MUG, wait_until="networkidle")
 
 
-def after_a_broken_connection(page):
+def after_a_broken_connection(page, instead_of="**/pay/*"):
     """What a buyer without JavaScript does: the browser shows its own error page, and one goes back."""
     with pytest.raises(Error, match="net::ERR_"):
-        page.wait_for_url("**/pay/*")
+        page.wait_for_url(instead_of)
     page.wait_for_url("chrome-error://**")
     page.go_back(wait_until="commit")
     expect(buy_button(page)).to_be_enabled()
@@ -132,6 +133,22 @@ def test_when_the_tries_are_used_up_the_next_press_is_the_same_order(open_contex
     await_payment_page(buyer)
     assert len(set(keys)) == 1
     assert truth() == Truth(orders=1, sessions=1, charges=0)
+
+
+def test_a_payment_whose_answer_is_lost_is_found_by_pressing_buy_again(open_context, shop, scripted, truth):
+    buyer = open_context(shop.url, java_script_enabled=scripted).new_page()
+    visit(buyer)
+    press_buy(buyer)
+    payment = await_payment_page(buyer)
+    buyer.get_by_role("button", name="the answer gets lost").click(no_wait_after=True)
+    after_a_broken_connection(buyer, instead_of="**/orders/*")
+    assert truth() == Truth(orders=1, sessions=1, charges=1)
+    press_buy(buyer)
+    assert await_payment_page(buyer) == payment
+    expect(buyer.get_by_role("heading").first).to_have_text("This is paid")
+    buyer.get_by_role("link", name="Back to the shop").click()
+    badge(buyer).to_have_text("Paid")
+    assert truth() == Truth(orders=1, sessions=1, charges=1)
 
 
 # --- The server ---------------------------------------------------------------------------------------------------
