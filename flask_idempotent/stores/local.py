@@ -51,7 +51,7 @@ class LocalStore:
         if not claims:
             return []
         try:
-            return self._table.run(lambda rows: [self._renew(rows, claim, owed) for claim in claims])
+            return self._table.run(lambda rows: [self._renew(rows, claim, owed) for claim in claims], settles=True)
         except StoreFull:
             return [self._renew_alone(claim, owed) for claim in claims]
 
@@ -104,7 +104,7 @@ class LocalStore:
                 self._append(rows, claim, self._journal(rows, claim) + result, owed)
             return kept
 
-        return self._table.run(work)
+        return self._table.run(work, settles=True)
 
     def peek(self, key: str) -> Found | None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -159,7 +159,7 @@ class LocalStore:
 
     def owe(self, claim: Claim, ttl_ms: int = 0) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
-        self._table.run(lambda rows: _owe(rows, claim, self._clock(), ttl_ms))
+        self._table.run(lambda rows: _owe(rows, claim, self._clock(), ttl_ms), settles=True)
 
     def debts(self, after_serial: int = 0, limit: int = 500) -> list[Debt]:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
@@ -231,7 +231,7 @@ class LocalStore:
         self._table.may_drop = may_drop
 
     def _end(self, event: Event, claim: Claim, owed: bool, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
-        _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms))
+        _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms), settles=True)
         self._wake(claim.key)
         return change.effect is not Effect.REFUSED
 
@@ -240,7 +240,7 @@ class LocalStore:
 
     def _renew_alone(self, claim: Claim, owed: bool) -> bool:
         try:
-            return self._table.run(lambda rows: self._renew(rows, claim, owed))
+            return self._table.run(lambda rows: self._renew(rows, claim, owed), settles=True)
         except StoreFull:  # no room to put an absent record back; but nobody else has the key
             return True
 

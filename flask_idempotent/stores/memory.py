@@ -154,7 +154,7 @@ class MemoryTable:
         self._to_drop: list[str] = []  # the keys that are looked at, part by part
         backend.may_drop = lambda key: not self._ledger.owes(key) and self.may_drop(key)
 
-    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """See :class:`~flask_idempotent.stores.table.Table`."""
         with self._backend.lock:
             return work(self)

@@ -27,7 +27,8 @@ log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
 LIMIT_BYTES: Final = 64 << 20
-BUSY_SECONDS: Final = 0.25  # for which another process may hold the file
+BUSY_SECONDS: Final = 0.25  # for which another process may hold the file and write nothing
+SETTLING_SECONDS: Final = 5.0  # the same, where a finished request would run again if it were not written
 CROWDED_SECONDS: Final = 5.0  # for which others may always be faster
 FIRST_PAUSE: Final = 0.0002  # seconds, doubled with each try
 LONGEST_PAUSE: Final = 0.005
@@ -47,8 +48,9 @@ class _Patience:
     The pauses are made in Python and not in SQLite: other greenlets can go on meanwhile.
     """
 
-    def __init__(self, file: HostFile) -> None:
+    def __init__(self, file: HostFile, settles: bool) -> None:
         self._file = file
+        self._stillness = SETTLING_SECONDS if settles else BUSY_SECONDS
         self._began = self._progress = time.monotonic()
         self._written = file.last_written()
         self._pause = 0.0
@@ -59,9 +61,9 @@ class _Patience:
         :raises StoreError: it is hopeless.
         """
         now = time.monotonic()
-        if now - self._began > CROWDED_SECONDS:
+        if now - self._began > CROWDED_SECONDS + self._stillness:
             raise StoreError(f"{self._file.path} is written or replaced by others all the time") from error
-        if now - self._progress > BUSY_SECONDS:
+        if now - self._progress > self._stillness:
             before, self._written, self._progress = self._written, self._file.last_written(), now
             if self._written == before:
                 raise StoreError(f"{self._file.path} is held by another process, which has stopped: end it") from error
@@ -83,7 +85,7 @@ class SharedTable:
         self._sessions = Sessions(self._open)
         self.now = clock or self._file_now
 
-    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """See :class:`~flask_idempotent.stores.table.Table`.
 
         :raises StoreFull: there is no room, and none can be made.
@@ -98,27 +100,27 @@ class SharedTable:
             self._begin_anew(replaced)
         except (_Busy, StoreFull):
             pass
-        return self._again(work)
+        return self._again(work, settles)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`."""
         self._sessions.close()
 
-    def _again(self, work: Callable[[SqlRows], Answer]) -> Answer:
+    def _again(self, work: Callable[[SqlRows], Answer], settles: bool) -> Answer:
         """Do some work that could not be done at once; make room if that is what it lacks."""
         for _ in range(ROUNDS):
             try:
-                return self._patiently(work)
+                return self._patiently(work, settles)
             except NewKeyRefused:
                 raise
             except StoreFull:
                 if not self._make_room():
                     break
-        return self._patiently(work, reserve=True)
+        return self._patiently(work, settles, reserve=True)
 
-    def _patiently(self, work: Callable[[SqlRows], Answer], *, reserve: bool = False) -> Answer:
+    def _patiently(self, work: Callable[[SqlRows], Answer], settles: bool = False, *, reserve: bool = False) -> Answer:
         """Do some work with the write lock, as soon as others let us have it."""
-        patience = _Patience(self._file)
+        patience = _Patience(self._file, settles)
         with self._sessions.in_turn(BUSY_SECONDS):
             while True:
                 try:

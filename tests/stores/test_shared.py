@@ -222,8 +222,24 @@ def test_a_file_that_others_write_all_the_time_is_worth_waiting_for(
         writer = threading.Thread(target=write)
         writer.start()
         with pytest.raises(StoreError, match="written or replaced by others all the time"):
-            store.forget(claim_of())
+            store.claim(claim_of(key="another"))
         writer.join()
+
+
+def test_an_outcome_waits_longer_than_a_new_key_for_a_file_that_is_held(shared: Make, path: Path) -> None:
+    """On a busy machine a writer loses its turn for longer than a new key waits; a lost outcome would run again."""
+    store = shared()
+    store.claim(claim_of())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ending = threading.Timer(1.5, other.execute, ["COMMIT"])
+        ending.start()
+        with pytest.raises(StoreError, match="has stopped"):
+            store.claim(claim_of(key="another"))
+        assert ending.is_alive()
+        assert store.complete(claim_of(), payload_of(claim_of()), TTL)
+        ending.join()
+    assert body_of(store, KEY) == b"made"
 
 
 def test_a_process_that_is_killed_as_it_writes_holds_up_nobody(start: Start, shared: Make) -> None:
