@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -61,23 +62,21 @@ class Child:
 
 
 def race(path: Path, rounds: str) -> None:
-    """Have processes claim the same keys at the same time; print which of them each has won, as JSON."""
+    """Have processes claim the same keys, each at the same moment; print which of them each has won, as JSON."""
+    start = multiprocessing.get_context("fork").Barrier(RACERS)
 
     def run() -> None:
         store = SharedStore(path)
-        while not go.exists():
-            time.sleep(0.001)
         for number in range(int(rounds)):
             claim = claim_of(os.urandom(16), f"race:{{{number}}}")
+            start.wait(30)
             if isinstance(store.claim(claim), Claimed):
                 tell(number)
                 if number % 3 == 0:
                     store.complete(claim, payload_of(claim), TTL)
 
-    go = path.with_name("go")
     path.parent.mkdir(mode=0o700)
     children = [Child(run, path.with_name(f"racer-{number}")) for number in range(RACERS)]
-    go.touch()
     assert [child.wait() for child in children] == [0] * RACERS
     tell(json.dumps([[int(each) for each in child.lines()] for child in children]))
 
