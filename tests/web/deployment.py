@@ -1,4 +1,4 @@
-"""The app of :mod:`.worker` as gunicorn serves it, for tests of leases, forks and pools."""
+"""A gunicorn that serves the app of :mod:`.worker`, for tests of leases and forks."""
 
 from __future__ import annotations
 
@@ -8,25 +8,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from flask import Flask
-
 from ..servers.gunicorn import Gunicorn
 from ..servers.standalone import RedisProcess
 from .conftest import Client, setting_names
-from .worker import create_app
-
-
-def served(config: dict[str, Any], directory: str, *, use_first: bool = False) -> Flask:
-    """The app, for gunicorn.
-
-    :param use_first: whether it is used before it is served: with ``--preload`` in the master, before the fork.
-    """
-    app = create_app(config, Path(directory))
-    if use_first:
-        answers = [app.test_client().post("/", headers={"Idempotency-Key": "master"}) for _ in range(2)]
-        assert [answer.status_code for answer in answers] == [201, 201], answers[0].text
-        app.extensions["idempotency"].state_of(app).store.wait("idempotency:{nobody}", 5000)
-    return app
 
 
 class Site(Client):
@@ -39,6 +23,19 @@ class Site(Client):
         self.prefix = prefix  # of its keys in Redis, and of no other's
         self._directory = directory
         self.hold = directory / "hold"  # while this file is there, views wait
+
+    def file(self, name: str) -> Path:
+        """One of those that tell the views what to do; see :mod:`.worker`."""
+        return self._directory / name
+
+    def holds(self) -> list[Path]:
+        """Those that there are and that views wait for."""
+        return list(self._directory.glob("hold*"))
+
+    def forget(self) -> None:
+        """Remove all files."""
+        for file in self._directory.iterdir():
+            file.unlink()
 
     def lines(self, word: str) -> list[str]:
         """What the views have noted: ``began`` or ``ended``, one line for each."""
@@ -68,7 +65,7 @@ def deployed(
     prefix = f"{uuid4()}:"
     alone = {"local_tier": None, "on_outage": "reject", "store_timeout": 3, "key_prefix": prefix, **settings}
     alone |= {"cache_redis_url": redis.url}
-    app = f"{__name__}:served({setting_names(alone)!r}, {str(notes)!r}, use_first={use_first})"
+    app = f"tests.web.served:served({setting_names(alone)!r}, {str(notes)!r}, use_first={use_first})"
     server = Gunicorn(home, app, kind=kind, workers=workers, threads=threads, preload=preload)
     try:
         yield Site(server.start(), redis, notes, prefix)

@@ -1,4 +1,7 @@
-"""Real gunicorn workers, of threads and of greenlets, forked before and after the app was made and used."""
+"""Real gunicorn workers, of threads and of greenlets, forked before and after the app was made and used.
+
+Threads that were forked before it are those of :mod:`.test_leases`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ pytestmark = pytest.mark.redis
 WORKERS = 2
 LEASE = 1.0
 SITES = {
-    "threads": {"kind": "gthread"},
     "threads, forked after a first use": {"kind": "gthread", "preload": True, "use_first": True},
     "greenlets": {"kind": "gevent"},
     "greenlets, forked after a first use": {"kind": "gevent", "preload": True, "use_first": True},
