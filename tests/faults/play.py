@@ -19,7 +19,7 @@ from .client import Clients, Traffic
 from .evidence import Evidence, read_evidence
 from .host import ROOT, Host
 from .measures import Measures, measure
-from .plan import Send
+from .plan import LATER_SECONDS, Send
 from .world import World
 
 PATIENCE_SECONDS: Final = 60.0
@@ -94,6 +94,7 @@ def _traffic(world: World, seed: int, requests: int, rate: float) -> Traffic:
         answers=str(world.directory / "answers"),
         patience=PATIENCE_SECONDS,
         timeout=CLIENT_TIMEOUT,
+        later=LATER_SECONDS * world.pace,
     )
 
 
