@@ -6,8 +6,7 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from flask import Request
 from werkzeug.datastructures import FileStorage
@@ -26,8 +25,7 @@ Fields = Iterable[tuple[str, str]]
 Files = Iterable[tuple[str, FileStorage]]
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """What counts of a body.
 
     :param digest: its canonical bytes, hashed; for a form over everything but the ignored fields.

@@ -196,6 +196,18 @@ class LocalStore:
 
         return self._table.run(work, writes=False)
 
+    def drop(self, key: str, record: bytes) -> bool:
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
+
+        def work(rows: Rows) -> bool:
+            now = self._clock()
+            unchanged = rows.find(key, now)[0] == record and not rows.is_owed(key, now)
+            if unchanged:
+                rows.remove(key)
+            return unchanged
+
+        return self._table.run(work)
+
     def drop_copies(self) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`. In small transactions, so that nobody waits for it."""
         after: int | None = 0

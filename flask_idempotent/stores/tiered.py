@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from ..core.forks import PerProcess
 from ..core.guard import Occurrence, Outcome
+from ..core.machine import Standing, standing
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
@@ -84,7 +85,12 @@ class TieredStore:
         alone = away and claim.terms.on_outage is OnOutage.LOCAL
         mine = self._local.claim(claim, owed=alone)
         if isinstance(mine, Found):
-            return self._mended(mine, claim)
+            found = self._mended(mine, claim)
+            if found is not None:
+                return found
+            mine = self._local.claim(claim)  # what stood here is gone
+            if isinstance(mine, Found):
+                return mine
         if alone:
             self._indebted.add(claim.owner)
             self._breaker.probe()
@@ -241,9 +247,11 @@ class TieredStore:
             if time.monotonic() - back < GRACE_SECONDS:
                 raise error("Redis was away until a moment ago", outage=True)
 
-    def _mended(self, mine: Found, claim: Claim) -> Found:
+    def _mended(self, mine: Found, claim: Claim) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis
-        at this moment, or another host may have ended what began here.
+        at this moment, or another host may have ended what began here, or an operator.
+
+        :return: None where Redis has forgotten what does not run here any more, so that it is forgotten here, too.
         """
         if mine.record[1:2] == State.DONE.value:
             return mine
@@ -251,7 +259,11 @@ class TieredStore:
             theirs = self._ask(self._shared.peek, claim.key)
         except StoreError:
             return mine
-        if theirs is None or theirs.record[OWNER] == mine.record[OWNER]:
+        if theirs is None:
+            over = standing(mine.record, claim, mine.now_ms) is not Standing.UNREADABLE and not _runs(mine)
+            known = over and self._recovery.is_acquainted  # it was not just restarted, and empty
+            return None if known and self._local.drop(claim.key, mine.record) else mine
+        if theirs.record[OWNER] == mine.record[OWNER]:
             return mine
         self._adopt(claim.key, theirs)
         return theirs
@@ -362,6 +374,12 @@ class TieredStore:
 
 class _NotAsked(StoreError):
     """The breaker is open: nothing was sent to Redis."""
+
+
+def _runs(found: Found) -> bool:
+    """Whether a record is that of a request whose worker is alive, as far as can be told."""
+    head = read_head(found.record)
+    return head.state is State.PENDING and head.deadline > found.now_ms
 
 
 def _retention_left(found: Found) -> int:
