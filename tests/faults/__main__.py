@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,9 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of an earlier campaign, to repeat it")
     parser.add_argument("--tier", default="shared", help="LOCAL_TIER (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes of each host")
-    parser.add_argument("--keep", action="store_true", help="keep what the campaigns leave behind")
+    parser.add_argument("--threads", type=int, help="of each worker; 1 is gunicorn's sync worker")
+    parser.add_argument("--pace", type=float, default=1.0, help="by what the length of faults is multiplied")
+    parser.add_argument("--keep", action="store_true", help="keep what campaigns leave behind that pass, too")
     return parser.parse_args(arguments)
 
 
@@ -43,26 +46,27 @@ def _played(name: str, policy: str, given: argparse.Namespace) -> bool:
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
     directory = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
     print(f"{name}, {policy}, seed {seed}, in {directory}", flush=True)
-    try:
-        played = play(
-            CAMPAIGNS[name],
-            policy,
-            directory,
-            seed=seed,
-            requests=given.requests,
-            rate=given.rate,
-            tier=given.tier,
-            workers=given.workers,
-            say=lambda line: print(line, flush=True),
-        )
-        print(summary(played), flush=True)
-        if played.verdict.findings:
-            print(details(played), flush=True)
-        return not played.verdict.findings
-    finally:
-        if not given.keep:
-            shutil.rmtree(directory, ignore_errors=True)
+    played = play(
+        CAMPAIGNS[name],
+        policy,
+        directory,
+        seed=seed,
+        requests=given.requests,
+        rate=given.rate,
+        tier=given.tier,
+        workers=given.workers,
+        threads=given.threads,
+        pace=given.pace,
+        say=lambda line: print(line, flush=True),
+    )
+    print(summary(played), flush=True)
+    if played.verdict.findings:
+        print(f"{details(played)}\nall of it is in {directory}", flush=True)
+    elif not given.keep:
+        shutil.rmtree(directory)
+    return not played.verdict.findings
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # everything that was started ends with its context
     sys.exit(main(sys.argv[1:]))

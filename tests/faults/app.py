@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, request
 
 from flask_idempotent import Idempotency, idempotent
 
@@ -69,8 +70,26 @@ def _state(idempotency: Idempotency) -> Callable[[], dict[str, Any]]:
     return lambda: {"pid": os.getpid(), "time": time.time(), **idempotency.health()}
 
 
+class _Whose(logging.Filter):
+    """Puts the key of the request and the time into a log record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.monotonic = time.monotonic()
+        record.key = request.headers.get("Idempotency-Key", "") if has_request_context() else ""
+        return True
+
+
+def _log() -> None:
+    """Log what the extension warns of, on the clock of the campaign."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_Whose())
+    handler.setFormatter(logging.Formatter("%(monotonic).3f %(process)d %(threadName)s %(key)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def create() -> Flask:
     """The app that the environment describes."""
+    _log()
     given = json.loads(os.environ[VARIABLE])
     app = Flask(__name__)
     app.config.update({f"IDEMPOTENCY_{name}": value for name, value in given["settings"].items()})

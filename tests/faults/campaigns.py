@@ -66,7 +66,7 @@ CAMPAIGNS: Final = {
         Campaign("read-only", (faults.read_only,)),
         Campaign("sentinel", (faults.failed_over,), Site(redis="sentinel", settings={"MIN_REPLICAS": 1})),
         Campaign("workers", (faults.worker_killed, faults.worker_stopped)),
-        Campaign("workers-in-outage", (faults.killed_with_worker,)),
+        Campaign("workers-in-outage", (faults.killed_with_worker,), Site(workers=4, threads=1)),
         Campaign("clocks", (faults.clock_moved, faults.clock_moved, faults.frozen), Site(clocks=True)),
         Campaign("two-hosts", (faults.frozen, faults.killed), _TWO, lease=LONG_LEASE, agree=("reject",)),
     )

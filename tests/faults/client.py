@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .evidence import GIVEN_UP, NO_ANSWER, Answer, Lines
-from .plan import Send, plan
+from .plan import LATER_SECONDS, Send, plan
 
 BROKEN_SECONDS: Final = (0.05, 0.3)  # before another try where the connection broke
 LONGEST_WAIT: Final = 1.0  # of what Retry-After says
@@ -38,6 +38,7 @@ class Traffic:
     :param names: of the hosts.
     :param answers: the file for the answers.
     :param patience: seconds for which a request is repeated until it is given up.
+    :param later: seconds within which the requests with a key are made.
     :param timeout: seconds without an answer after which a connection counts as broken.
     """
 
@@ -49,6 +50,7 @@ class Traffic:
     answers: str
     patience: float
     timeout: float
+    later: float = LATER_SECONDS
     threads: int = 16
 
 
@@ -219,7 +221,7 @@ def main(argument: str) -> None:
     """Send the traffic that the argument describes."""
     given: dict[str, Any] = json.loads(argument)
     traffic = Traffic(**given)
-    Clients(traffic, plan(traffic.seed, traffic.requests, traffic.rate, len(traffic.ports))).run()
+    Clients(traffic, plan(traffic.seed, traffic.requests, traffic.rate, len(traffic.ports), traffic.later)).run()
 
 
 if __name__ == "__main__":

@@ -36,35 +36,36 @@ class Send:
     gate: str = ""
 
 
-def plan(seed: int, requests: int, rate: float, hosts: int = 1) -> list[Send]:
+def plan(seed: int, requests: int, rate: float, hosts: int = 1, later: float = LATER_SECONDS) -> list[Send]:
     """The requests of a campaign in the order in which they are due.
 
     :param requests: how many; a few more, so that the last key gets all of its own.
     :param rate: how many are due in a second.
+    :param later: seconds within which the last request with a key follows the first.
     """
     rng = random.Random(seed)
     sends: list[Send] = []
     begin, key = 0.0, 0
     while len(sends) < requests:
         copies = rng.randint(*COPIES)
-        sends += _sends(rng, f"{seed:x}-{key}", copies, begin, hosts)
+        sends += _sends(rng, f"{seed:x}-{key}", copies, begin, hosts, later)
         begin += rng.expovariate(rate / copies)
         key += 1
     return sorted(sends, key=lambda send: send.due)
 
 
-def _sends(rng: random.Random, key: str, copies: int, begin: float, hosts: int) -> list[Send]:
+def _sends(rng: random.Random, key: str, copies: int, begin: float, hosts: int, later: float) -> list[Send]:
     """All requests with one key."""
     work = SLOW_SECONDS if rng.random() < SLOW else rng.uniform(0, WORK_SECONDS)
     fails = rng.random() < FAILING
-    dues = [0.0, *(_later(rng) for _ in range(copies - 1))]
+    dues = [0.0, *(_later(rng, later) for _ in range(copies - 1))]
     return [
         Send(begin + due, key, number, rng.randrange(hosts), work, fails and number == 0)
         for number, due in enumerate(dues)
     ]
 
 
-def _later(rng: random.Random) -> float:
+def _later(rng: random.Random, later: float) -> float:
     """How long after the first request another one is made."""
-    span = rng.choices((AT_ONCE_SECONDS, SOON_SECONDS, LATER_SECONDS), (5, 2, 3))[0]
+    span = rng.choices((AT_ONCE_SECONDS, SOON_SECONDS, later), (5, 2, 3))[0]
     return rng.uniform(0, span)

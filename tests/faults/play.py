@@ -19,7 +19,7 @@ from .client import Clients, Traffic
 from .evidence import Evidence, read_evidence
 from .host import ROOT, Host
 from .measures import Measures, measure
-from .plan import Send
+from .plan import LATER_SECONDS, Send
 from .world import World
 
 PATIENCE_SECONDS: Final = 60.0
@@ -58,6 +58,7 @@ def play(
     rate: float,
     tier: str = "shared",
     workers: int | None = None,
+    threads: int | None = None,
     pace: float = 1.0,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Play:
@@ -68,10 +69,13 @@ def play(
     :param rate: planned requests a second.
     :param tier: the local one.
     :param workers: of each host, instead of the campaign's.
+    :param threads: of each worker, instead of the campaign's.
     :param pace: by what the length of faults, and of the calm between them, is multiplied.
     :param say: is told of the progress.
     """
-    site = replace(campaign.site, settings=campaign.settings(policy, tier), workers=workers or campaign.site.workers)
+    settings = campaign.settings(policy, tier)
+    site = replace(campaign.site, settings=settings)
+    site = replace(site, workers=workers or site.workers, threads=threads or site.threads)
     began = time.monotonic()
     with World(site, directory, pace) as world:
         traffic = _traffic(world, seed, requests, rate)
@@ -94,6 +98,7 @@ def _traffic(world: World, seed: int, requests: int, rate: float) -> Traffic:
         answers=str(world.directory / "answers"),
         patience=PATIENCE_SECONDS,
         timeout=CLIENT_TIMEOUT,
+        later=LATER_SECONDS * world.pace,
     )
 
 

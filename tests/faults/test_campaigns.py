@@ -13,7 +13,7 @@ from .report import details, summary
 
 pytestmark = pytest.mark.redis
 
-REQUESTS = 500
+REQUESTS = 400
 RATE = 120.0
 PACE = 0.6
 PLAYS = [(name, policy) for name, campaign in CAMPAIGNS.items() for policy in campaign.policies]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Final
 
 from ..servers.link import Link
@@ -19,7 +21,6 @@ from .evidence import Fault, Kind, Lines
 from .host import Host
 
 RECOVERY_SECONDS: Final = 30.0
-SHARED_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None  # where the local tier lies
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class Site:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def shared_memory() -> Iterator[Path]:
+    """A directory for local tiers, where they usually lie. What killed campaigns have left there is removed."""
+    parent = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(gettempdir())
+    for left in parent.glob("faults-[0-9]*-*"):
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=f"faults-{os.getpid()}-", dir=parent) as directory:
+        yield Path(directory)
+
+
 class World:
     """Everything that runs in a campaign; ends with the context.
 
@@ -61,7 +73,7 @@ class World:
         with ExitStack() as end:
             self._book = Lines(self.directory / "faults")
             end.callback(self._book.close)
-            self._memory = Path(end.enter_context(TemporaryDirectory(prefix="faults-", dir=SHARED_MEMORY)))
+            self._memory = end.enter_context(shared_memory())
             self.redis_clock = self._clock("redis", end)
             self.worker_clock = self._clock("workers", end)
             self.redis, self.sentinel, self.link = self._servers(end)
