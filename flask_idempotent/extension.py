@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -71,7 +71,7 @@ class Idempotency:
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         script.install(app, settings)
-        app.url_value_preprocessor(partial(_refuse_wrong_order, app.view_functions))
+        _OrderCheck(app)
         cli.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
@@ -193,27 +193,36 @@ def _observer(app: Flask) -> Callable[[Occurrence], None]:
     return observe
 
 
-def _refuse_wrong_order(views: Mapping[str, Callable[..., Any]], endpoint: str | None, _values: Any) -> None:
-    """A view that was decorated after the app had taken it would run without protection.
+class _OrderCheck:
+    """Finds views that were decorated after the app had taken them: they would run without protection.
 
-    Flask calls this with every request that it has routed, which costs less than a function before the request.
+    Flask takes no more routes once it has a request, so the first one tells; where nothing is wrong, no later one pays.
     """
-    view = views.get(endpoint or "")
-    if COVERED in getattr(view, "__dict__", ()) and not _is_wrapped_by_a_route(view, views):
-        raise ConfigurationError(
-            [
-                f"@idempotent stands above the route decorator of the view {endpoint!r}; "
-                "put it directly above the function, below @app.post(...)"
-            ]
-        )
+
+    def __init__(self, app: Flask) -> None:
+        self._views = app.view_functions
+        self._hooks = app.url_value_preprocessors
+        app.url_value_preprocessor(self)
+
+    def __call__(self, endpoint: str | None, _values: Any) -> None:
+        wrong = {name for name, view in self._views.items() if self._is_wrong(view)}
+        if endpoint in wrong:
+            raise ConfigurationError(
+                [
+                    f"@idempotent stands above the route decorator of the view {endpoint!r}; "
+                    "put it directly above the function, below @app.post(...)"
+                ]
+            )
+        if not wrong:  # in a new list: Flask is going through the old one
+            self._hooks[None] = [hook for hook in self._hooks[None] if hook is not self]
+
+    def _is_wrong(self, view: Callable[..., Any]) -> bool:
+        """Unless the app has another route to the same function, with the guard: then this one is bare on purpose."""
+        if COVERED not in getattr(view, "__dict__", ()):
+            return False
+        return not any(inner is view for routed in self._views.values() for inner in _wrapped_by(routed))
 
 
-def _is_wrapped_by_a_route(view: Callable[..., Any] | None, views: Mapping[str, Callable[..., Any]]) -> bool:
-    """Whether the app has another route to the same function, with the guard: then this one is bare on purpose."""
-    for routed in views.values():
-        inner = getattr(routed, "__wrapped__", None)
-        while inner is not None:
-            if inner is view:
-                return True
-            inner = getattr(inner, "__wrapped__", None)
-    return False
+def _wrapped_by(view: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    while (view := getattr(view, "__wrapped__", None)) is not None:  # type: ignore[assignment]
+        yield view
