@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ PLAYS = [(name, policy) for name, campaign in CAMPAIGNS.items() for policy in ca
 
 @pytest.mark.parametrize(("name", "policy"), PLAYS, ids=["-".join(each) for each in PLAYS])
 def test_nothing_runs_twice_and_nothing_is_lost(name: str, policy: str, tmp_path: Path):
-    seed = random.SystemRandom().randrange(2**32)
+    seed = zlib.crc32(f"{name} {policy}".encode())  # the same schedule each time; `make faults` draws others
     played = play(CAMPAIGNS[name], policy, tmp_path, seed=seed, requests=REQUESTS, rate=RATE, pace=PACE)
     print(summary(played))
     assert played.evidence.faults, "nothing went wrong"
