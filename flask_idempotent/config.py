@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ class ConfigurationError(ValueError):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one app, or of one route of it. Times are in seconds, sizes in bytes.
 
@@ -86,7 +87,7 @@ class Settings:
     ignored_fields: frozenset[str] = frozenset({"csrf_token"})
     docs_url: str | None = None
 
-    @property
+    @cached_property
     def terms(self) -> Terms:
         """What the guard needs to know, in milliseconds."""
         return Terms(
@@ -97,6 +98,11 @@ class Settings:
             resume=self.on_crash == "resume",
             on_outage=self.on_outage,
         )
+
+    @cached_property
+    def uncounted_fields(self) -> frozenset[str]:
+        """The fields and members of a body that are no part of what is compared."""
+        return self.ignored_fields | {self.form_field}
 
     def override(self, options: Mapping[str, Any]) -> Settings:
         """These settings with the options of one route.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from .config import ConfigurationError, Settings, check_route, duration, millise
 from .core.guard import Guard, Run, Unprotected
 from .core.record import StoredResponse
 from .entry import begin, derivation_seed
-from .state import app_state
+from .state import AppState, app_state
 from .streams import Recorder
 from .web import Fate, Incoming, Readers
 
@@ -92,14 +93,11 @@ class _Route:
         if ttl is not None and self.lifetime is None:
             options["ttl"] = ttl
         self._options = check_route(options)
-        self._settings: WeakKeyDictionary[Flask, Settings] = WeakKeyDictionary()
 
-    def settings(self, app: Flask, base: Settings) -> Settings:
-        """The app's settings with this route's options; worked out once per app."""
-        found = self._settings.get(app)
-        if found is None:
-            found = self._settings[app] = base.override(self._options)
-        return found
+    def bind(self, view: Callable[..., Any], app: Flask) -> _Bound:
+        """Work out what stays the same for all requests to a view of an app."""
+        state = app_state(app)
+        return _Bound(self, app.ensure_sync(view) is view, state, state.settings.override(self._options))
 
     def guard(self, view: Callable[P, Any]) -> Callable[P, ResponseReturnValue]:
         """The decorator proper."""
@@ -108,10 +106,17 @@ class _Route:
         if GUARDED in getattr(view, "__dict__", {}):
             raise TypeError(f"the view {view.__qualname__} has @idempotent twice; remove one")
 
+        bound_to: WeakKeyDictionary[Flask, _Bound] = WeakKeyDictionary()
+
         @functools.wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> ResponseReturnValue:
-            call: Call = functools.partial(current_app.ensure_sync(view), *args, **kwargs)
-            return call() if is_active() else _answer(self, call)
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+            bound = bound_to.get(app)
+            if bound is None:
+                bound = bound_to[app] = self.bind(view, app)
+            call: Call = functools.partial(view if bound.is_sync else app.ensure_sync(view), *args, **kwargs)
+            here: Request = request._get_current_object()  # type: ignore[attr-defined]
+            return call() if is_active(here) else _answer(app, here, bound, call)
 
         vars(guarded).pop(COVERED, None)
         setattr(guarded, GUARDED, True)
@@ -119,31 +124,44 @@ class _Route:
         return guarded
 
 
-def _answer(route: _Route, call: Call) -> ResponseReturnValue:
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A decorated view as it stands in one app.
+
+    :param is_sync: whether the view can be called as it is; what makes an ``async def`` callable belongs to one call.
+    :param settings: the app's, with the route's options.
+    """
+
+    route: _Route
+    is_sync: bool
+    state: AppState
+    settings: Settings
+
+
+def _answer(app: Flask, here: Request, bound: _Bound, call: Call) -> ResponseReturnValue:
     """One request to a guarded view."""
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    state = app_state(app)
-    settings = route.settings(app, state.settings)
-    here: Request = request._get_current_object()  # type: ignore[attr-defined]
+    state, settings = bound.state, bound.settings
     guarded = here.method in settings.methods
-    incoming = web.read(here, app, settings, route.readers, state.principal()) if guarded else None
+    incoming = web.read(here, app, settings, bound.route.readers, state.principal()) if guarded else None
     if incoming is None:
         if guarded and settings.required:
             raise errors.KeyMissing(docs_url=settings.docs_url)
-        activate(Active.without_key())
+        activate(here, Active.without_key())
         return call()
     begun = begin(state.guard, incoming.storage_key, incoming.fingerprint, settings)
     if isinstance(begun, Run):
-        return _Execution(app, route, settings, state.guard, begun).run(incoming, call)
+        active = Active(incoming.key, begun.claim.attempt, _seed(incoming), state.store, begun.claim)
+        activate(here, active)
+        return _Execution(app, bound.route, settings, state.guard, begun).run(active, call)
     if isinstance(begun, Unprotected):
-        activate(Active(incoming.key, 1, _seed(incoming)))
+        activate(here, Active(incoming.key, 1, _seed(incoming)))
         after_this_request(web.mark_degraded)
         return call()
     return web.replay(begun.response, app, settings)
 
 
-def _seed(incoming: Incoming) -> bytes:
-    return derivation_seed(incoming.digest, incoming.fingerprint)
+def _seed(incoming: Incoming) -> Callable[[], bytes]:
+    return functools.partial(derivation_seed, incoming.digest, incoming.fingerprint)
 
 
 class _Execution:
@@ -156,11 +174,8 @@ class _Execution:
         self._guard = guard
         self._run = run
 
-    def run(self, incoming: Incoming, call: Call) -> Response:
+    def run(self, active: Active, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
-        claim = self._run.claim
-        active = Active(incoming.key, claim.attempt, _seed(incoming), self._guard.store, claim)
-        activate(active)
         try:
             response = self._respond(call)
             self._settle(response, active)
@@ -171,7 +186,7 @@ class _Execution:
 
     def _settle(self, response: Response, active: Active) -> None:
         fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
-        if fate is Fate.KEEP and active.stored:
+        if fate is Fate.KEEP and active.stored and not active.inconclusive:
             self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
         elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
             self._guard.fail(self._run)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from flask import Flask, current_app, has_app_context, request
+from flask import Flask, current_app, has_app_context
 from flask_caching import Cache
 
-from . import health, signals
+from . import cli, health, script, signals
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
@@ -65,11 +65,14 @@ class Idempotency:
         if mistakes or wrong:
             raise ConfigurationError([*mistakes, *wrong])
         backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
-        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD))
-        self._states[app] = AppState(settings, store, Guard(store, _observer(app)), self._principal)
+        observe = _observer(app)
+        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD), observe)
+        self._states[app] = AppState(settings, store, Guard(store, observe), self._principal)
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
-        app.before_request(_refuse_wrong_order)
+        script.install(app, settings)
+        _OrderCheck(app)
+        cli.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
         """Decorator: the function that tells who makes the current request.
@@ -118,7 +121,10 @@ class Idempotency:
         return Runner(lambda: self._app_and_state(app), **options)
 
     def health(self, app: Flask | None = None) -> dict[str, Any]:
-        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message`` and ``stats``.
+        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message``, ``stats``, ``since`` (when
+        an outage began, ISO 8601 in UTC, or None), ``waiting`` (number of records to be written to Redis when it is
+        back), ``breaker`` (``"open"``, ``"closed"`` or None) and ``warnings`` (what may lose records; the servers are
+        asked for it once a minute).
 
         :param app: the app in question; may be left out in an app context, and where there is only one.
         """
@@ -187,24 +193,36 @@ def _observer(app: Flask) -> Callable[[Occurrence], None]:
     return observe
 
 
-def _refuse_wrong_order() -> None:
-    """A view that was decorated after the app had taken it would run without protection."""
-    view = current_app.view_functions.get(request.endpoint or "")
-    if COVERED in getattr(view, "__dict__", {}) and not _is_wrapped_by_a_route(view):
-        raise ConfigurationError(
-            [
-                f"@idempotent stands above the route decorator of the view {request.endpoint!r}; "
-                "put it directly above the function, below @app.post(...)"
-            ]
-        )
+class _OrderCheck:
+    """Finds views that were decorated after the app had taken them: they would run without protection.
+
+    Flask takes no more routes once it has a request, so the first one tells; where nothing is wrong, no later one pays.
+    """
+
+    def __init__(self, app: Flask) -> None:
+        self._views = app.view_functions
+        self._hooks = app.url_value_preprocessors
+        app.url_value_preprocessor(self)
+
+    def __call__(self, endpoint: str | None, _values: Any) -> None:
+        wrong = {name for name, view in self._views.items() if self._is_wrong(view)}
+        if endpoint in wrong:
+            raise ConfigurationError(
+                [
+                    f"@idempotent stands above the route decorator of the view {endpoint!r}; "
+                    "put it directly above the function, below @app.post(...)"
+                ]
+            )
+        if not wrong:  # in a new list: Flask is going through the old one
+            self._hooks[None] = [hook for hook in self._hooks[None] if hook is not self]
+
+    def _is_wrong(self, view: Callable[..., Any]) -> bool:
+        """Unless the app has another route to the same function, with the guard: then this one is bare on purpose."""
+        if COVERED not in getattr(view, "__dict__", ()):
+            return False
+        return not any(inner is view for routed in self._views.values() for inner in _wrapped_by(routed))
 
 
-def _is_wrapped_by_a_route(view: Callable[..., Any] | None) -> bool:
-    """Whether the app has another route to the same function, with the guard: then this one is bare on purpose."""
-    for routed in current_app.view_functions.values():
-        inner = getattr(routed, "__wrapped__", None)
-        while inner is not None:
-            if inner is view:
-                return True
-            inner = getattr(inner, "__wrapped__", None)
-    return False
+def _wrapped_by(view: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    while (view := getattr(view, "__wrapped__", None)) is not None:  # type: ignore[assignment]
+        yield view

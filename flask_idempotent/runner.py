@@ -76,7 +76,7 @@ class Runner:
         begun = begin(state.guard, storage_key(settings.key_prefix, digest), mark, settings)
         if isinstance(begun, Replay):
             return json.loads(begun.response.body or b"")
-        seed = derivation_seed(digest, mark)
+        seed = functools.partial(derivation_seed, digest, mark)
         call = functools.partial(app.ensure_sync(function), *args, **kwargs)
         if isinstance(begun, Run):
             active = Active(key, begun.claim.attempt, seed, state.store, begun.claim)

@@ -59,7 +59,6 @@ _LEVELS: Final = {
     Outcome.LOST_LEASE: logging.WARNING,
     Outcome.UNPROTECTED: logging.WARNING,
     Outcome.UNRECORDED: logging.ERROR,
-    Outcome.DUPLICATED: logging.ERROR,
 }
 
 

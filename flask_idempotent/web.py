@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from flask import Flask, Request, Response
@@ -54,8 +54,7 @@ class Fate(Enum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A request as the guard sees it.
 
     :param key: the client's key.
@@ -107,7 +106,7 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
     digest = scope(request, app, principal).digest(key)
-    credentials = b"" if is_known(principal) else request.headers.get("Authorization", "").encode()
+    credentials = b"" if is_known(principal) else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
         body_digest = (body or _body(request, settings)).digest
         mark = _fingerprint(request, settings, body_digest, credentials)
@@ -160,7 +159,7 @@ def flask_login_user(app: Flask) -> str | None:
 
 
 def _body(request: Request, settings: Settings) -> Body:
-    return read_body(request, settings.ignored_fields | {settings.form_field})
+    return read_body(request, settings.uncounted_fields)
 
 
 def _place(request: Request, app: Flask) -> str:
@@ -175,10 +174,10 @@ def matches_hosts(app: Flask) -> bool:
 
 
 def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
-    selectors = [(name, request.environ[name]) for name in _SELECTORS if name in request.environ]
+    query = request.args.items(multi=True) if request.query_string else ()
     return fingerprint(
-        selectors=selectors,
-        query=(pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields),
+        selectors=[(name, request.environ[name]) for name in _SELECTORS if name in request.environ],
+        query=[pair for pair in query if pair[0] not in settings.ignored_fields],
         content_type=request.mimetype,
         body=body,
         credentials=hashlib.sha256(credentials).digest() if credentials else b"",
@@ -225,9 +224,12 @@ def mark_unstored(response: Response) -> None:
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    response = app.response_class(stored.body or b"", status=stored.status)
-    response.headers = Headers(stored.headers)
-    response.headers[settings.replay_header] = "true"
+    headers = Headers(stored.headers)
+    headers[settings.replay_header] = "true"
     if stored.body is None:
-        response.headers[OMITTED_HEADER] = "omitted"
+        headers[OMITTED_HEADER] = "omitted"
+    told = headers.to_wsgi_list()
+    response = app.response_class([stored.body or b""], stored.status, headers)
+    if response.headers.to_wsgi_list() != told:  # a content type where there was none, or what the app's own class adds
+        response.headers = Headers(told)
     return response

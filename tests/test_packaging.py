@@ -23,6 +23,10 @@ def test_the_distribution_has_its_own_name_and_extras():
     assert {"redis", "stripe", "example", "test", "bench"} <= set(distribution.get_all("Provides-Extra") or ())
 
 
+def test_the_script_for_browsers_is_part_of_it():
+    assert resources.files("flask_idempotent").joinpath("static", "idempotent.js").is_file()
+
+
 def test_it_is_typed():
     assert resources.files("flask_idempotent").joinpath("py.typed").is_file()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .courier import Attempt
 from .faults import Fault
 from .server import Sandbox
 
-__all__ = ["Fault", "Sandbox"]
+__all__ = ["Attempt", "Fault", "Sandbox"]

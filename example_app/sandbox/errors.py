@@ -47,7 +47,7 @@ def invalid(param: str, message: str, code: str = "parameter_invalid") -> ApiErr
     return ApiError(400, message, code=code, param=param)
 
 
-def no_such_session(session_id: str) -> ApiError:
-    """Return the 404 for a session id that this sandbox never handed out."""
-    message = f"No such checkout session: {session_id}. Sessions live in memory and end with the sandbox."
-    return ApiError(404, message, code="resource_missing", param="session")
+def no_such(param: str, object_id: str) -> ApiError:
+    """Return the 404 for an id that this sandbox never handed out; ``param`` says of what kind."""
+    message = f"No such {param}: {object_id}. Everything lives in memory and ends with the sandbox."
+    return ApiError(404, message, code="resource_missing", param=param)

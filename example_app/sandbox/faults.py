@@ -1,4 +1,4 @@
-"""Faults on demand: what shall go wrong with the next session creations."""
+"""Faults on demand: what shall go wrong with the next calls of the API."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .errors import ApiError
 
 ERROR_STATUSES = (402, 429, 500)
+PLACES = ("sessions", "refunds", "retrievals")  # creating a session, creating a refund, retrieving a session
 MAX_DELAY = 600.0
 MAX_TIMES = 1000
 
@@ -18,13 +19,15 @@ class Fault:
     """What goes wrong with one execution; the parts combine, and by default nothing does.
 
     :ivar delay: seconds for which the execution hangs before it acts.
-    :ivar error: 402, 429 or 500 to be answered in place of a session; None for no error.
+    :ivar error: 402, 429 or 500 to be answered in place of an object; None for no error.
     :ivar lost_answer: execute and keep the outcome, then drop the connection without a word.
+    :ivar at: what is disturbed, one of :data:`PLACES`.
     """
 
     delay: float = 0.0
     error: int | None = None
     lost_answer: bool = False
+    at: str = "sessions"
 
     def __post_init__(self) -> None:
         """Check the values; raises ValueError, whose message names what is allowed."""
@@ -36,10 +39,12 @@ class Fault:
             raise ValueError("error takes 402, 429 or 500")
         if type(self.lost_answer) is not bool:
             raise ValueError("lost_answer takes true or false")
+        if self.at not in PLACES:
+            raise ValueError(f"at takes {', '.join(PLACES)}")
 
 
 class FaultQueue:
-    """The faults that wait for a session creation, first in, first out. Safe to share between threads."""
+    """The faults that wait for a call, first in, first out. Safe to share between threads."""
 
     def __init__(self) -> None:
         """Start without faults."""
@@ -61,10 +66,14 @@ class FaultQueue:
         with self._lock:
             self._waiting.extend([fault] * times)
 
-    def take(self) -> Fault:
+    def take(self, at: str = "sessions") -> Fault:
         """Return what shall happen to the execution that asks; a Fault without effect when nothing waits."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting else Fault()
+            for fault in self._waiting:
+                if fault.at == at:
+                    self._waiting.remove(fault)
+                    return fault
+            return Fault(at=at)
 
     def clear(self) -> None:
         """Forget every fault that waits."""

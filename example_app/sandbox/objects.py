@@ -5,35 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .fields import SESSION_FIELDS, complete
+from .payment_objects import payment_intent_object
 from .sessions import OPEN, Line, Session
 
-# The fields of stripe.checkout.Session in client 16.1; a test compares them with the installed client. Those
-# that session_object() does not fill are null, as in Stripe's answers.
-SESSION_FIELDS = (
-    "adaptive_pricing", "after_expiration", "allow_promotion_codes", "allowed_payment_method_types",
-    "amount_subtotal", "amount_total", "automatic_tax", "billing_address_collection", "branding_settings",
-    "cancel_url", "client_reference_id", "client_secret", "collected_information", "consent",
-    "consent_collection", "created", "currency", "currency_conversion", "custom_fields", "custom_text",
-    "customer", "customer_account", "customer_creation", "customer_details", "customer_email", "discounts",
-    "excluded_payment_method_types", "expires_at", "id", "integration_identifier", "invoice",
-    "invoice_creation", "line_items", "livemode", "locale", "managed_payments", "metadata", "mode",
-    "name_collection", "object", "optional_items", "origin_context", "payment_intent", "payment_link",
-    "payment_method_collection", "payment_method_configuration_details", "payment_method_options",
-    "payment_method_types", "payment_status", "permissions", "phone_number_collection", "presentment_details",
-    "recovered_from", "redirect_on_completion", "return_url", "saved_payment_method_options", "setup_intent",
-    "shipping_address_collection", "shipping_cost", "shipping_options", "status", "submit_type",
-    "subscription", "success_url", "tax_id_collection", "total_details", "ui_mode", "url", "wallet_options",
-)  # fmt: skip
-
+EXPANDABLE = frozenset({"line_items", "payment_intent", "payment_intent.latest_charge"})
 CUSTOM_TEXTS = ("after_submit", "shipping_address", "submit", "terms_of_service_acceptance")
 
 
-def session_object(session: Session, base_url: str, *, with_lines: bool = False) -> dict[str, Any]:
+def session_object(session: Session, base_url: str, expand: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Return the ``checkout.session`` object.
 
     :param session: the session to show.
     :param base_url: where the sandbox is reached, without a slash at the end; the hosted page is below it.
-    :param with_lines: whether ``line_items`` is filled in, as ``expand=["line_items"]`` asks.
+    :param expand: the fields to fill in whole, some of :data:`EXPANDABLE`.
     """
     new = session.new
     filled = {
@@ -60,9 +45,12 @@ def session_object(session: Session, base_url: str, *, with_lines: bool = False)
         "url": f"{base_url}/pay/{session.id}" if session.status == OPEN else None,
         **_defaults(),
     }
-    if with_lines:
+    if "line_items" in expand:
         filled["line_items"] = line_list(session, session.lines, has_more=False)
-    return {name: filled.get(name) for name in SESSION_FIELDS}
+    if session.payment is not None and any(name.startswith("payment_intent") for name in expand):
+        with_charge = "payment_intent.latest_charge" in expand
+        filled["payment_intent"] = payment_intent_object(session, session.payment, with_charge=with_charge)
+    return complete(SESSION_FIELDS, filled)
 
 
 def line_list(session: Session, lines: Sequence[Line], *, has_more: bool) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from werkzeug.wrappers import Response
 
 from .account import current_account
 from .errors import ApiError
+from .execution import drop_connection
 from .sessions import COMPLETE, OPEN, Session
 
 pages = Blueprint("pages", __name__)
 
+ACTIONS = ("pay", "slow", "lost", "transfer", "arrive", "bounce", "decline", "cancel")
+SLOW_SECONDS = 3.0
 SESSION_ID_MARK = "{CHECKOUT_SESSION_ID}"  # replaced in the success URL, as Stripe does
 
 
@@ -38,23 +41,32 @@ def show(session_id: str) -> str:
 
 @pages.post("/pay/<session_id>")
 def act(session_id: str) -> Response:
-    """Pay, decline or cancel, and go where Stripe would send the buyer; a second click changes nothing."""
+    """Do what the button says, and go where Stripe would send the buyer; a second click changes nothing."""
     sessions = current_account().sessions
     session = sessions.get(session_id)
-    match request.form.get("action"):
-        case "pay":
-            session = sessions.pay(session_id)
-        case "decline" if session.status == OPEN:
-            return redirect(url_for(".show", session_id=session_id, declined=1), 303)
-        case "cancel" if session.status == OPEN and session.new.cancel_url:
-            return redirect(session.new.cancel_url, 303)
-        case "decline" | "cancel":
-            pass
-        case _:
-            raise BadRequest("action takes pay, decline or cancel.")
+    action = request.form.get("action")
+    if action not in ACTIONS:
+        raise BadRequest(f"action takes one of: {', '.join(ACTIONS)}.")
+    if action == "slow":
+        current_account().pause(SLOW_SECONDS)
+    if action in ("pay", "slow", "lost"):
+        session = sessions.pay(session_id)
+    if action == "transfer":
+        session = sessions.transfer(session_id)
+    if action in ("arrive", "bounce"):
+        session = sessions.settle(session_id, arrived=action == "arrive")
+    if action == "lost" and session.paid:
+        drop_connection()
+    return redirect(_where_to(session, action), 303)
+
+
+def _where_to(session: Session, action: str) -> str:
     if session.status == COMPLETE:
-        return redirect(_success_url(session), 303)
-    return redirect(url_for(".show", session_id=session_id), 303)
+        return _success_url(session)
+    if action == "cancel" and session.status == OPEN and session.new.cancel_url:
+        return session.new.cancel_url
+    declined = 1 if action == "decline" and session.status == OPEN else None
+    return url_for(".show", session_id=session.id, declined=declined)
 
 
 def _success_url(session: Session) -> str:

@@ -1,4 +1,4 @@
-"""The parameters of a new Checkout Session, checked as Stripe checks them before anything executes."""
+"""The parameters of new Checkout Sessions and refunds, checked as Stripe checks them before anything executes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from urllib.parse import urlsplit
 
 from .errors import invalid, missing
 from .forms import Node, Tree, as_list, as_map, as_text
+from .payments import NewRefund
 
 SESSION_PARAMS = frozenset({
     "cancel_url", "client_reference_id", "customer_email", "expand", "expires_at", "line_items", "locale",
     "metadata", "mode", "submit_type", "success_url", "ui_mode",
 })  # fmt: skip
+REFUND_PARAMS = frozenset({"amount", "charge", "expand", "metadata", "payment_intent", "reason"})
+REFUND_REASONS = ("duplicate", "fraudulent", "requested_by_customer")
 LINE_PARAMS = frozenset({"price_data", "quantity"})
 PRICE_PARAMS = frozenset({"currency", "product_data", "unit_amount"})
 PRODUCT_PARAMS = frozenset({"description", "images", "metadata", "name"})
@@ -89,6 +92,19 @@ def read_new_session(form: Tree, now: float) -> NewSession:
         submit_type=_optional(form, "submit_type", 20),
         metadata=_metadata(form),
     )
+
+
+def read_new_refund(form: Tree) -> NewRefund:
+    """Check the decoded parameters of ``POST /v1/refunds``; raises a 400 ApiError that names the parameter."""
+    as_map(form, "", REFUND_PARAMS)
+    payment = _optional(form, "payment_intent", 255) or _optional(form, "charge", 255)
+    if payment is None:
+        raise missing("payment_intent")
+    reason = _optional(form, "reason", 40)
+    if reason is not None and reason not in REFUND_REASONS:
+        raise invalid("reason", f"Invalid reason: send one of {', '.join(REFUND_REASONS)}.")
+    amount = _integer(form["amount"], "amount", 1, MAX_AMOUNT) if form.get("amount") else None
+    return NewRefund(payment, amount, reason, _metadata(form))
 
 
 def _only(form: Tree, param: str, value: str, *, required: bool = False) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -29,11 +29,11 @@ _ESCAPED_MARK: Final = "\\u0000"
 
 def fingerprint(
     *,
-    query: Iterable[tuple[str, str]],
+    query: Sequence[tuple[str, str]],
     content_type: str,
     body: bytes,
     credentials: bytes = b"",
-    selectors: Iterable[tuple[str, str]] = (),
+    selectors: Sequence[tuple[str, str]] = (),
 ) -> bytes:
     """The digest of a request.
 
@@ -44,9 +44,9 @@ def fingerprint(
     :param selectors: the conditional and range headers (RFC 9110, sections 13 and 14) of the request.
     :return: 32 bytes.
     """
-    return combine(
-        "request fingerprint 1", pairs(query), content_type.lower().encode(), body, credentials, pairs(selectors)
-    )
+    asked = pairs(query) if query else _NO_PAIRS
+    chosen = pairs(selectors) if selectors else _NO_PAIRS
+    return combine("request fingerprint 1", asked, content_type.lower().encode(), body, credentials, chosen)
 
 
 def pairs(items: Iterable[tuple[str, str]]) -> bytes:
@@ -56,6 +56,9 @@ def pairs(items: Iterable[tuple[str, str]]) -> bytes:
     """
     ordered = sorted(items, key=itemgetter(0))
     return combine("pairs", *(part.encode("utf-8", "surrogatepass") for pair in ordered for part in pair))
+
+
+_NO_PAIRS: Final = pairs(())
 
 
 def raw_body(body: bytes) -> bytes:
@@ -86,10 +89,10 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
         text = body.decode()
         if _ESCAPED_MARK in text or _is_deep(text):
             return raw_body(body)
-        value = json.loads(text, parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
-        if ignored and isinstance(value, dict):
+        value = _DECODER.decode(text)
+        if isinstance(value, dict) and not ignored.isdisjoint(value):
             value = {name: member for name, member in value.items() if name not in ignored}
-        return combine("json", json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+        return combine("json", _ENCODER.encode(value).encode())
     except (ValueError, RecursionError):
         return raw_body(body)
 
@@ -134,3 +137,8 @@ def _members(items: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(items):
         raise ValueError("duplicate members")
     return members
+
+
+# Made once: json.loads and json.dumps make new ones for each call with options. What was parsed holds no circle.
+_DECODER: Final = json.JSONDecoder(parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 from .record import MAX_ATTEMPT, Head, NewerRecord, State, StoredResponse, UnreadableRecord, read_head, read_response
 from .store import Claim, Found
@@ -17,6 +17,8 @@ from .store import Claim, Found
 
 class Standing(Enum):
     """What stands under a key from one request's point of view."""
+
+    __hash__ = object.__hash__  # the members are looked up in the table; Enum's own hash is a slow one
 
     ABSENT = auto()  # never seen, expired or forgotten
     OWN = auto()  # pending under this request's own token
@@ -32,6 +34,8 @@ class Standing(Enum):
 
 class Event(Enum):
     """What a request wants to do with its key."""
+
+    __hash__ = object.__hash__
 
     CLAIM = auto()
     RENEW = auto()
@@ -77,8 +81,7 @@ TRANSITIONS: Final[dict[tuple[Standing, Event], Effect]] = {
 _OWN: Final = {State.PENDING: Standing.OWN, State.FAILED: Standing.OWN_FAILED, State.DONE: Standing.OWN_DONE}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """The result of a transition.
 
     :param effect: what becomes of the record.

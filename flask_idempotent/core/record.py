@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 VERSION: Final = 1
 HEAD_SIZE: Final = 65
@@ -49,6 +48,9 @@ class State(bytes, Enum):
     DONE = b"D"
 
 
+_STATES: Final = {state.value: state for state in State}
+
+
 class UnreadableRecord(ValueError):
     """The bytes are no record: truncated, altered, or written by something else."""
 
@@ -61,9 +63,8 @@ class UnstorableResponse(ValueError):
     """A response that has no place in a record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The fixed part of a record.
+class Head(NamedTuple):
+    """The fixed part of a record. (Several are made for each request, and tuples are made in no time.)
 
     :param state: what the record says.
     :param attempt: how often the request has been started, from 1.
@@ -81,11 +82,10 @@ class Head:
     def pack(self) -> bytes:
         """The 65 bytes of the head."""
         digits = b"%013d" % self.deadline
-        return _HEAD.pack(VERSION, self.state.value, self.attempt, self.owner, self.fingerprint, digits)
+        return _HEAD.pack(VERSION, self.state, self.attempt, self.owner, self.fingerprint, digits)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
+class StoredResponse(NamedTuple):
     """A response as it is kept and replayed.
 
     :param status: the status line without the protocol, ``"201 CREATED"``.
@@ -110,14 +110,13 @@ def read_head(record: bytes) -> Head:
         raise NewerRecord(f"record version {record[0]} is newer than {VERSION}")
     if len(record) < HEAD_SIZE or record[0] != VERSION:
         raise UnreadableRecord("too short, or of an unknown version")
-    _, state, attempt, owner, fingerprint, digits = _HEAD.unpack_from(record)
-    try:
-        head = Head(State(state), attempt, owner, fingerprint, int(digits))
-    except ValueError as error:
-        raise UnreadableRecord("the head is damaged") from error
-    if not digits.isdigit() or (head.state is State.DONE) != (len(record) > HEAD_SIZE) or attempt == 0:
+    _, letter, attempt, owner, fingerprint, digits = _HEAD.unpack_from(record)
+    state = _STATES.get(letter)
+    if state is None or attempt == 0 or not digits.isdigit():
+        raise UnreadableRecord("the head is damaged")
+    if (state is State.DONE) != (len(record) > HEAD_SIZE):
         raise UnreadableRecord("the head contradicts itself")
-    return head
+    return Head(state, attempt, owner, fingerprint, int(digits))
 
 
 def checksum(record_head: bytes, body: bytes) -> int:

@@ -25,6 +25,7 @@ from .store import Claim, Store
 INTENT: Final = b"I"
 RESULT: Final = b"R"
 _ENTRY: Final = struct.Struct(">16scI")
+_JOURNAL: Final = ":steps"
 
 
 class StepError(RuntimeError):
@@ -79,9 +80,28 @@ def read_journal(journal: bytes) -> dict[bytes, Entry]:
     return entries
 
 
+def merge_journals(first: bytes, second: bytes) -> bytes:
+    """One journal that says what either of two says."""
+    entries, more = read_journal(first), read_journal(second)
+    for name, entry in more.items():
+        known = entries.get(name)
+        if known is None or known.result is None:
+            entries[name] = entry
+    return b"".join(
+        pack_entry(name, INTENT, entry.arguments)
+        + (b"" if entry.result is None else pack_entry(name, RESULT, entry.result))
+        for name, entry in entries.items()
+    )
+
+
 def journal_key(key: str) -> str:
     """Where the journal of a record is: beside it, in the same slot of a Cluster."""
-    return f"{key}:steps"
+    return f"{key}{_JOURNAL}"
+
+
+def is_journal(key: str) -> bool:
+    """Whether a storage key is that of a journal."""
+    return key.endswith(_JOURNAL)
 
 
 class Steps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from flask import Flask
@@ -11,7 +11,11 @@ from flask_caching.backends.base import BaseCache
 from flask_caching.backends.simplecache import SimpleCache
 
 from ..config import ConfigurationError, Settings
+from ..core.digest import combine
+from ..core.guard import Occurrence
 from ..core.store import Store
+from .absent import NoTier
+from .local import LocalTier
 from .memory import MemoryStore, RecordCache
 from .source import THRESHOLD, TYPES, kind, refusal
 
@@ -67,27 +71,49 @@ def own_backend(app: Flask, cache_settings: Mapping[str, Any]) -> BaseCache:
     return backend
 
 
-def open_store(backend: BaseCache, settings: Settings, threshold: int = THRESHOLD) -> Store:
+def open_store(
+    backend: BaseCache,
+    settings: Settings,
+    threshold: int = THRESHOLD,
+    notify: Callable[[Occurrence], None] = lambda _event: None,
+) -> Store:
     """The store over a Flask-Caching backend.
 
     A lent backend gives its type and its connection settings; the records live in a backend and over connections of
     our own, so that the host's ``clear()``, evictions and timeouts never touch them.
 
-    :param backend: a SimpleCache or RedisCache.
+    :param backend: a SimpleCache, or one of the Redis caches.
     :param settings: of the app.
     :param threshold: how many records the memory of a process holds.
+    :param notify: called when Redis is lost, when it is back, and when a request ran on two hosts.
+    :raises ConfigurationError: the file of the shared tier cannot be used.
     """
     if isinstance(backend, SimpleCache):
+        if settings.local_tier == "shared":
+            return _shared_tier(settings, "alone")
         return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(threshold))
     from .addresses import nodes_of
     from .redis import RedisStore
     from .tiered import TieredStore
 
-    shared = RedisStore(
-        nodes_of(backend, settings.store_timeout),
-        alone=settings.local_tier is None,
-        min_replicas=settings.min_replicas,
-    )
+    nodes = nodes_of(backend, settings.store_timeout)
+    local: LocalTier
     if settings.local_tier is None:
-        return shared
-    return TieredStore(MemoryStore(RecordCache(threshold)), shared)
+        local = NoTier()
+    elif settings.local_tier == "memory":
+        local = MemoryStore(RecordCache(threshold))
+    else:
+        local = _shared_tier(settings, nodes.name)
+    alone = settings.local_tier is None
+    return TieredStore(local, RedisStore(nodes, alone=alone, min_replicas=settings.min_replicas), notify)
+
+
+def _shared_tier(settings: Settings, beside: str) -> LocalTier:
+    """The host's tier, in a file of its own for each Redis that it stands before."""
+    from .shared import SharedStore, check_path, default_path
+
+    if settings.shared_path is not None:
+        check_path(settings.shared_path)
+        return SharedStore(settings.shared_path)
+    name = combine("shared tier 1", settings.key_prefix.encode(), beside.encode()).hex()[:24]
+    return SharedStore(default_path().with_name(f"{name}.sqlite3"))

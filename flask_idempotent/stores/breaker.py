@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -20,24 +19,50 @@ PROBE_JITTER: Final = 0.2
 LEFTOVER_SECONDS: Final = 1.0
 
 
+class Prober:
+    """The thread that probes."""
+
+    def __init__(self) -> None:
+        self.told_to_stop = threading.Event()
+
+    def start(self, probe: Callable[[Prober], None]) -> None:
+        """Start the thread.
+
+        :raises RuntimeError: there is none to be had.
+        """
+        threading.Thread(target=probe, args=(self,), name="idempotency-probe", daemon=True).start()
+
+
 class Breaker:
     """Counts failures in a row, opens at the second, and closes when ``recover`` succeeds.
 
-    The probe is a thread of its own that lives only while there is something to recover; the failure that needs it
-    starts it, so it never runs before a fork.
+    The probe is one thread, started by the first who needs it. While nothing is
+    wrong it glances at the server at the same pace, so that a restart or an outage is noticed where nobody asks.
 
     :param recover: brings the server's records up to date. True when nothing is left to do, False when some records
         must be tried again later. Raises StoreError while the server is away.
+    :param glance: looks whether the server is still there; True when there is something to recover. Without it the
+        probe ends when nothing is left to do.
+    :param changed: told True when an outage begins, and False when it has ended.
     """
 
-    def __init__(self, recover: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        recover: Callable[[], bool],
+        glance: Callable[[], bool] | None = None,
+        changed: Callable[[bool], None] = lambda _away: None,
+    ) -> None:
         self._recover = recover
+        self._glance = glance
+        self._changed = changed
         self._lock = threading.Lock()
         self._failures = 0
-        self._prober: tuple[int, object] | None = None  # the process in which a probe runs, and which one it is
+        self._prober: Prober | None = None
         self._wanted = False  # since the last recovery began
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
+        self.since: float | None = None  # when that was, seconds since the epoch
+        self.ended = float("-inf")  # when the last outage was over, monotonic seconds
 
     def succeeded(self) -> None:
         """Note that the server answered. Only the probe ends an outage."""
@@ -47,60 +72,97 @@ class Breaker:
 
     def failed(self, error: StoreError) -> None:
         """Note a failure; the first of an outage is logged."""
+        self._count(error)
+        self.probe()
+
+    def _count(self, error: StoreError) -> None:
         with self._lock:
             self._failures += 1
             self.is_open = self.is_open or self._failures >= FAILURES_TO_OPEN
             first, self.reason = self.reason is None, self.reason or str(error)
+            self.since = self.since or time.time()
         if first:
             log.error("idempotency: %s; until it is back each route follows its on_outage", error)
-        self.probe()
+            self._changed(True)
+
+    def watch(self) -> None:
+        """See to it that the probe of this process runs."""
+        prober = self._prober
+        if prober is None:
+            self._start()
 
     def probe(self) -> None:
         """See to it that ``recover`` is called in the background until nothing is left to do."""
-        with self._lock:
-            self._wanted = True
-            if self._prober is not None and self._prober[0] == os.getpid():
-                return
-            prober = (os.getpid(), object())
-            try:
-                threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
-            except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
-                log.warning("idempotency: Redis cannot be looked for: %s", error)
-                return
-            self._prober = prober
+        self._wanted = True
+        self._start()
 
     def stop(self) -> None:
         """Let the probe end, whatever is left to do."""
         with self._lock:
-            self._prober = None
+            prober, self._prober = self._prober, None
+        if prober is not None:
+            prober.told_to_stop.set()
 
-    def _probe(self, me: tuple[int, object]) -> None:
-        pause = PROBE_SECONDS
-        while True:
-            time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
-            if self._prober != me:  # told to stop
+    def _start(self) -> None:
+        with self._lock:
+            if self._prober is not None:
                 return
-            self._wanted, was_open = False, self.is_open
+            prober = self._prober = Prober()
             try:
-                finished = self._recover()
-            except StoreError:
-                pause = PROBE_SECONDS
-                continue
-            except Exception:  # whatever it is, the next outage needs a probe, too
-                log.exception("idempotency: records could not be written back")
-                pause = LEFTOVER_SECONDS
-                continue
-            if self._closed(me, finished):
-                return
-            pause = 0.0 if was_open else LEFTOVER_SECONDS  # at once for what came up before the breaker closed
+                prober.start(self._probe)
+            except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
+                self._prober = None
+                log.warning("idempotency: Redis cannot be looked for: %s", error)
 
-    def _closed(self, me: tuple[int, object], finished: bool) -> bool:
+    def _probe(self, me: Prober) -> None:
+        pause: float | None = PROBE_SECONDS
+        while pause is not None:
+            jitter = random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER)  # noqa: S311
+            if me.told_to_stop.wait(pause * jitter) or self._prober is not me:
+                return
+            to_do = self._wanted or self.reason is not None
+            pause = self._try_to_recover(me) if to_do else self._look()
+
+    def _try_to_recover(self, me: Prober) -> float | None:
+        """One attempt; the seconds until the next, or None when there is nothing left to do for this thread."""
+        self._wanted, was_open = False, self.is_open
+        try:
+            finished = self._recover()
+        except StoreError:
+            return PROBE_SECONDS
+        except Exception:  # whatever it is, the next outage needs a probe, too
+            log.exception("idempotency: records could not be written back")
+            return LEFTOVER_SECONDS
+        if self._closed(me, finished):
+            return None if self._glance is None else PROBE_SECONDS
+        return 0.0 if was_open else LEFTOVER_SECONDS  # at once for what came up before the breaker closed
+
+    def _look(self) -> float:
+        try:
+            if self._glance is not None and self._glance():
+                self._wanted = True
+                return 0.0
+        except StoreError as error:
+            if error.outage:
+                self._count(error)
+        except Exception:
+            log.exception("idempotency: Redis could not be looked at")
+        else:
+            self.succeeded()
+        return PROBE_SECONDS
+
+    def _closed(self, me: Prober, finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
             ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
-            over = finished and not self._wanted
-            if over and self._prober == me:
+            self.since = None
+            if ended:
+                self.ended = time.monotonic()
+            self._wanted = self._wanted or not finished
+            over = not self._wanted
+            if over and self._glance is None and self._prober is me:
                 self._prober = None
         if ended:
             log.warning("idempotency: Redis is back, and has what was recorded meanwhile")
+            self._changed(False)
         return over

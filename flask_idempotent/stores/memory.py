@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import heapq
-import threading
 import time
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from flask import Flask
 from flask_caching.backends.simplecache import SimpleCache
 
-from ..core.machine import Change, Effect, Event, transition
-from ..core.record import State
-from ..core.store import Claim, Claimed, Found, Gone, Report, StoreFull, TimedOut
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, State
+from ..core.store import StoreFull
+from .expiry import Expiries
+from .ledger import Ledger
+from .local import LocalStore
+from .table import Rows
+from .tier import Debt
+
+Answer = TypeVar("Answer")
 
 DROP_CANDIDATES: Final = 16
+SWEPT: Final = 16  # entries of the expiry queue per new key
+COUNTED: Final = 10_000  # entries of it for an exact count
+DROPPED: Final = 1000  # keys per transaction when copies are dropped
+_PENDING: Final = State.PENDING.value
+_DEADLINE: Final = slice(HEAD_SIZE - DEADLINE_SIZE, HEAD_SIZE)
 
 
 def steady_clock() -> Callable[[], int]:
@@ -31,14 +42,19 @@ class RecordCache(SimpleCache):
     The inherited backend keeps whole seconds and, at its threshold, throws out what expires soonest: the leases of
     running requests. Here a heap finds what has expired in O(log n), and :meth:`put` refuses a new key when all the
     others live.
+
+    :param threshold: how many records it holds.
+    :param limit_bytes: how many bytes of records it holds when it takes a new key; None for any number.
     """
 
-    def __init__(self, threshold: int) -> None:
+    def __init__(self, threshold: int, limit_bytes: int | None = None) -> None:
         super().__init__(threshold=threshold, default_timeout=0)
         self.lock = self._lock
         self.may_drop: Callable[[str], bool] = lambda _key: False
-        self._by_expiry: list[tuple[int, str]] = []
-        self._settled: dict[str, None] = {}  # keys of records that are not pending, the longest settled first
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+        self._expiries = Expiries[str](self._expiry_of, self._cache.__len__)
+        self._settled: OrderedDict[str, None] = OrderedDict()  # records that are not pending, the longest settled first
 
     @classmethod
     def factory(cls, app: Flask, config: dict[str, Any], args: list[Any], kwargs: dict[str, Any]) -> RecordCache:
@@ -53,185 +69,185 @@ class RecordCache(SimpleCache):
     def put(self, key: str, value: bytes, expires: int, now: int) -> None:
         """Store bytes until ``expires``; hold the lock.
 
-        :raises StoreFull: the key is new and there are as many live records as the threshold.
+        :raises StoreFull: the key is new and there are as many live records as the threshold, or as many bytes.
         """
-        if key not in self._cache:
-            self.drop_expired(now)
-            if len(self._cache) >= self._threshold and not self._drop_one():
-                raise StoreFull(
-                    f"the memory store holds its limit of {self._threshold} records; raise "
-                    "IDEMPOTENCY_CACHE_THRESHOLD, shorten IDEMPOTENCY_TTL or use Redis"
-                )
-        if self._cache.get(key, (None, None))[0] != expires:
-            heapq.heappush(self._by_expiry, (expires, key))
+        before, old = self._cache.get(key, (None, b""))
+        if before is None:
+            self._make_room(len(value), now)
+        self._bytes += len(value) - len(old)
         self._cache[key] = (expires, value)
-        self._settled.pop(key, None)
-        if value[1:2] != State.PENDING.value:
+        if before != expires:
+            self._expiries.add(key, expires)
+        if value[1:2] != _PENDING:
             self._settled[key] = None
-        if len(self._by_expiry) > 2 * len(self._cache) + 1000:  # one key rewritten over and over
-            self._by_expiry = [(when, name) for name, (when, _) in self._cache.items()]
-            heapq.heapify(self._by_expiry)
+            self._settled.move_to_end(key)
+        elif before is not None:
+            self._settled.pop(key, None)
 
-    def drop_expired(self, now: int) -> None:
-        """Remove what has expired; hold the lock. A heap entry whose record was rewritten since is skipped."""
-        while self._by_expiry and self._by_expiry[0][0] <= now:
-            expires, key = heapq.heappop(self._by_expiry)
-            if self._cache.get(key, (None, None))[0] == expires:
+    def drop_expired(self, now: int, limit: int = SWEPT) -> int:
+        """Look at some of what may have expired, and remove it; hold the lock.
+
+        :return: how many entries were looked at; less than the limit when nothing is left.
+        """
+        looked_at = 0
+        for key in self._expiries.expired(now, limit):
+            looked_at += 1
+            if key is not None:
                 self.remove(key)
+        return looked_at
+
+    def remove(self, key: str) -> bool:
+        """Take a key out, live or not; hold the lock."""
+        self._settled.pop(key, None)
+        _, value = self._cache.pop(key, (0, None))
+        self._bytes -= len(value or b"")
+        return value is not None
+
+    def keys(self) -> list[str]:
+        """All keys, live or not; hold the lock."""
+        return list(self._cache)
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    def _make_room(self, size: int, now: int) -> None:
+        """Let a new record of ``size`` bytes fit in."""
+        if self._expiries.due(now):
+            self.drop_expired(now)
+        while full := self._full(size):
+            if not self.drop_expired(now) and not self._drop_one():
+                raise StoreFull(f"the memory store holds its limit of {full}, shorten IDEMPOTENCY_TTL or use Redis")
+
+    def _full(self, size: int) -> str | None:
+        """Which limit stands against another record, and what to do about it."""
+        if len(self._cache) >= self._threshold:
+            return f"{self._threshold} records; raise IDEMPOTENCY_CACHE_THRESHOLD"
+        if self._limit_bytes is not None and self._bytes + size > self._limit_bytes:
+            return f"{self._limit_bytes} bytes; raise it"
+        return None
 
     def _drop_one(self) -> bool:
         """Make room at the expense of a settled record that ``may_drop`` gives up."""
         for key in list(islice(self._settled, DROP_CANDIDATES)):
             if self.may_drop(key):
                 return self.remove(key)
-            self._settled[key] = self._settled.pop(key)  # to the end of the line
+            self._settled.move_to_end(key)
         return False
 
-    def remove(self, key: str) -> bool:
-        """Take a key out, live or not; hold the lock."""
-        self._settled.pop(key, None)
-        return self._cache.pop(key, None) is not None
-
-    def __len__(self) -> int:
-        return len(self._cache)
+    def _expiry_of(self, key: str) -> int | None:
+        expires: int | None = self._cache.get(key, (None, b""))[0]
+        return expires
 
 
-class MemoryStore:
-    """A store for one process: compare-and-set under the backend's own lock.
+class MemoryTable:
+    """Records, debts and notes of a process, under the backend's own lock.
+
+    :param backend: where the records are.
+    """
+
+    def __init__(self, backend: RecordCache) -> None:
+        self.may_drop: Callable[[str], bool] = lambda _key: False
+        self._backend = backend
+        self._ledger = Ledger()
+        self._notes: dict[str, bytes] = {}
+        self._by_key: list[str] = []  # the keys in order, while they are read page by page
+        self._to_drop: list[str] = []  # the keys that are looked at, part by part
+        backend.may_drop = lambda key: not self._ledger.owes(key) and self.may_drop(key)
+
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
+        """See :class:`~flask_idempotent.stores.table.Table`."""
+        with self._backend.lock:
+            return work(self)
+
+    def close(self) -> None:
+        """See :class:`~flask_idempotent.stores.table.Table`. There is nothing to give back."""
+
+    def find(self, key: str, now: int) -> tuple[bytes | None, int]:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        return self._backend.find(key, now)
+
+    def put(self, key: str, record: bytes, expires: int, now: int) -> None:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        self._ledger.sweep(now)
+        self._backend.put(key, record, expires, now)
+
+    def remove(self, key: str) -> None:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        self._backend.remove(key)
+
+    def page(self, after_key: str, limit: int, now: int) -> list[tuple[str, bytes, int]]:
+        """See :class:`~flask_idempotent.stores.table.Rows`. The keys are sorted for the first page only."""
+        if not after_key or not self._by_key:
+            self._by_key = sorted(self._backend.keys())
+        found: list[tuple[str, bytes, int]] = []
+        for key in islice(self._by_key, bisect_right(self._by_key, after_key), None):
+            if len(found) == limit:
+                return found
+            record, expires = self._backend.find(key, now)
+            if record is not None:
+                found.append((key, record, expires))
+        self._by_key = []
+        return found
+
+    def drop_copies(self, after: int, now: int) -> int | None:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        if not after:
+            self._to_drop = self._backend.keys()
+        part = self._to_drop[after : after + DROPPED]
+        for key in part:
+            if not self._ledger.owes(key, now) and self._is_copy(key, now):
+                self._backend.remove(key)
+        if part:
+            return after + DROPPED
+        self._to_drop = []
+        return None
+
+    def count(self, now: int) -> int:
+        """See :class:`~flask_idempotent.stores.table.Rows`. What expired in great numbers just now may be included."""
+        self._backend.drop_expired(now, COUNTED)
+        return len(self._backend)
+
+    def owe(self, key: str, owner: bytes, lease_ms: int, expires: int) -> None:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        self._ledger.owe(key, owner, lease_ms, expires)
+
+    def settle(self, serial: int) -> bool:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        return self._ledger.settle(serial)
+
+    def debts(self, after_serial: int, limit: int, now: int) -> list[Debt]:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        return self._ledger.after(after_serial, limit, now)
+
+    def owed_count(self, now: int) -> int:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        return self._ledger.count(now)
+
+    def is_owed(self, key: str, now: int) -> bool:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        return self._ledger.owes(key, now)
+
+    def remember(self, name: str, value: bytes) -> None:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        self._notes[name] = value
+
+    def recall(self, name: str) -> bytes | None:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        return self._notes.get(name)
+
+    def _is_copy(self, key: str, now: int) -> bool:
+        """Whether a record is settled, or a claim whose lease is over."""
+        record, _ = self._backend.find(key, now)
+        return record is not None and (record[1:2] != _PENDING or record[_DEADLINE] <= b"%013d" % now)
+
+
+class MemoryStore(LocalStore):
+    """A store for one process: compare-and-set under the backend's own lock. Those who wait cost an event, no polling.
 
     :param backend: where the bytes are.
     :param clock: milliseconds since the epoch.
     """
 
     def __init__(self, backend: RecordCache, clock: Callable[[], int] | None = None) -> None:
+        super().__init__(MemoryTable(backend), clock or steady_clock())
         self._backend = backend
-        self._clock = clock or steady_clock()
-        self._waiters: dict[str, set[threading.Event]] = {}
-
-    def claim(self, claim: Claim) -> Claimed | Found:
-        """See :class:`~flask_idempotent.core.store.Store`.
-
-        :raises StoreFull: there is no room for a new key.
-        """
-        now, change = self._apply(Event.CLAIM, claim)
-        if change.effect is Effect.REFUSED:
-            return Found(change.record, now)
-        return Claimed(int.from_bytes(change.record[2:4], "big"))
-
-    def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        return [self._renew(claim) for claim in claims]
-
-    def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._write(Event.COMPLETE, claim, payload, ttl_ms)
-
-    def fail(self, claim: Claim) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._write(Event.FAIL, claim)
-
-    def forget(self, claim: Claim) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._write(Event.FORGET, claim)
-
-    def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
-        """See :class:`~flask_idempotent.core.store.Store`. Costs an event, no polling."""
-        changed = threading.Event()
-        deadline = time.monotonic() + timeout_ms / 1000
-        with self._backend.lock:
-            self._waiters.setdefault(key, set()).add(changed)
-        try:
-            while True:
-                with self._backend.lock:
-                    now = self._clock()
-                    record, _ = self._backend.find(key, now)
-                    changed.clear()
-                if record is None:
-                    return Gone()
-                if record[1:2] != State.PENDING.value:
-                    return Found(record, now)
-                if not changed.wait(max(deadline - time.monotonic(), 0)):
-                    return TimedOut()
-        finally:
-            with self._backend.lock:
-                waiting = self._waiters[key]
-                waiting.discard(changed)
-                if not waiting:
-                    del self._waiters[key]
-
-    def peek(self, key: str) -> Found | None:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        with self._backend.lock:
-            now = self._clock()
-            record, _ = self._backend.find(key, now)
-        return None if record is None else Found(record, now)
-
-    def get(self, key: str) -> bytes | None:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        with self._backend.lock:
-            return self._backend.find(key, self._clock())[0]
-
-    def set(self, key: str, value: bytes, ttl_ms: int) -> None:
-        """See :class:`~flask_idempotent.core.store.Store`.
-
-        :raises StoreFull: there is no room for a new key.
-        """
-        with self._backend.lock:
-            now = self._clock()
-            self._backend.put(key, value, now + ttl_ms, now)
-            self._wake(key)
-
-    def delete(self, key: str) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        with self._backend.lock:
-            live = self._backend.find(key, self._clock())[0] is not None
-            self._backend.remove(key)
-            self._wake(key)
-            return live
-
-    def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
-        """When full, give up settled records for whose key ``may_drop`` is true instead of refusing new keys."""
-        self._backend.may_drop = may_drop
-
-    def report(self) -> Report:
-        """See :class:`~flask_idempotent.core.store.Store`."""
-        with self._backend.lock:
-            self._backend.drop_expired(self._clock())
-            return Report(cache_type="memory", in_memory_size=len(self._backend))
-
-    def close(self) -> None:
-        """See :class:`~flask_idempotent.core.store.Store`. There is nothing to give back; the records stay."""
-
-    def take(self, key: str) -> tuple[bytes, int] | None:
-        """The live bytes under a key and the milliseconds they have left, for copying them elsewhere."""
-        with self._backend.lock:
-            now = self._clock()
-            record, expires = self._backend.find(key, now)
-            return None if record is None else (record, expires - now)
-
-    def _renew(self, claim: Claim) -> bool:
-        try:
-            return self._write(Event.RENEW, claim)
-        except StoreFull:  # no room to put an absent record back; but nobody else has the key
-            return True
-
-    def _write(self, event: Event, claim: Claim, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
-        _, change = self._apply(event, claim, payload, ttl_ms)
-        return change.effect is not Effect.REFUSED
-
-    def _apply(self, event: Event, claim: Claim, payload: bytes = b"", ttl_ms: int | None = None) -> tuple[int, Change]:
-        with self._backend.lock:
-            now = self._clock()
-            record, expires = self._backend.find(claim.key, now)
-            change = transition(event, record, expires, claim, now, payload=payload, ttl_ms=ttl_ms)
-            if change.effect is Effect.DELETED:
-                self._backend.remove(claim.key)
-            elif change.expires:
-                self._backend.put(claim.key, change.record, change.expires, now)
-            if event is not Event.CLAIM:
-                self._wake(claim.key)
-            return now, change
-
-    def _wake(self, key: str) -> None:
-        for changed in self._waiters.get(key, ()):
-            changed.set()

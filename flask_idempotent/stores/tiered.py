@@ -6,76 +6,103 @@ written to Redis when Redis is back.
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from ..core.forks import PerProcess
+from ..core.guard import Occurrence, Outcome
+from ..core.machine import Standing, standing
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
-from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, StoreFull, TimedOut
+from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
-from .debts import Debt, Debts
-from .memory import MemoryStore
-from .redis import Copy, RedisStore, Restored
+from .local import LocalTier
+from .recovery import Recovery
+from .redis import RedisStore
 
-log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
-ROUNDS: Final = 10  # of writing back before the breaker closes
-DELETION_MS: Final = 86_400_000  # for how long a deletion that Redis missed is remembered
+GRACE_SECONDS: Final = 0.6  # after an outage, for other hosts to write back what they hold
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How one process sees its Redis. A forked process has a view, and locks and a thread, of its own.
+
+    :param indebted: running claims of the process that Redis may not know as they are.
+    """
+
+    breaker: Breaker
+    recovery: Recovery
+    indebted: set[bytes] = field(default_factory=set)
 
 
 class TieredStore:
     """Claims and outcomes go to both tiers; what Redis knows better comes back into the local one.
 
-    :param local: the tier of this process.
+    :param local: the tier of this process or of this host.
     :param shared: Redis.
+    :param notify: called when Redis is lost, when it is back, and when a request ran on two hosts.
     """
 
-    def __init__(self, local: MemoryStore, shared: RedisStore) -> None:
+    def __init__(
+        self, local: LocalTier, shared: RedisStore, notify: Callable[[Occurrence], None] = lambda _event: None
+    ) -> None:
         self._local = local
         self._shared = shared
-        self._breaker = Breaker(self._recover)
-        self._asking: dict[str, tuple[bytes, threading.Event]] = {}  # claims on their way to Redis
-        self._debts = Debts()
-        self._reported: set[str] = set()  # keys whose write-back has failed in a way that was logged
+        self._notify = notify
+        self._view = PerProcess(self._new_view)
         local.allow_dropping(self._is_copy)
+
+    def _new_view(self) -> _View:
+        recovery = Recovery(self._local, self._shared, lambda key: self._tell(Outcome.DUPLICATED, key))
+        breaker = Breaker(
+            recovery, recovery.glance, lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, "")
+        )
+        return _View(breaker, recovery)
+
+    @property
+    def _breaker(self) -> Breaker:
+        return self._view().breaker
+
+    @property
+    def _recovery(self) -> Recovery:
+        return self._view().recovery
+
+    @property
+    def _indebted(self) -> set[bytes]:
+        return self._view().indebted
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
 
         :raises StoreError: Redis is away and the route does not go on with the local tier alone.
         """
-        while isinstance(mine := self._local.claim(claim), Found):
-            asking = self._asking.get(claim.key)
-            if asking is None or mine.record[OWNER] != asking[0]:
+        self._breaker.watch()
+        missed = self._meet()
+        away = self._breaker.is_open or (missed is not None and missed.outage)
+        alone = away and claim.terms.on_outage is OnOutage.LOCAL
+        mine = self._local.claim(claim, owed=alone)
+        if isinstance(mine, Found):
+            found = self._mended(mine, claim)
+            if found is not None:
+                return found
+            mine = self._local.claim(claim)  # what stood here is gone
+            if isinstance(mine, Found):
                 return mine
-            asking[1].wait()  # what stands here is a question to Redis, not yet anybody's word
-        asking = self._asking[claim.key] = (claim.owner, threading.Event())
+        if alone:
+            self._indebted.add(claim.owner)
+            self._breaker.probe()
+            return mine
         try:
-            return self._agree(claim, mine)
-        finally:
-            if self._asking.get(claim.key) is asking:
-                del self._asking[claim.key]
-            asking[1].set()
-
-    def _agree(self, claim: Claim, mine: Claimed) -> Claimed | Found:
-        """Ask Redis for what the local tier has granted."""
-        try:
+            if missed is not None:
+                raise missed
+            self._wait_for_others(claim, _NotAsked)
             theirs = self._ask(self._shared.claim, claim)
+            self._check_servers(claim)
         except StoreError as error:
-            if error.outage and claim.terms.on_outage is OnOutage.LOCAL:
-                self._owe(claim.key, claim)
-                return mine
-            if mine.attempt > 1:  # an earlier attempt has failed or died: that is not forgotten
-                self._local.fail(replace(claim, attempt=mine.attempt))
-            else:
-                self._local.forget(claim)
-            if error.outage and not isinstance(error, _NotAsked):  # it may have been applied all the same
-                self._owe(claim.key, claim)
-            raise
+            return self._unagreed(claim, mine, error)
         return self._settle(claim, mine, theirs)
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
@@ -85,13 +112,13 @@ class TieredStore:
             theirs = self._ask(self._shared.renew, claims)
         except StoreError:
             for claim in claims:
-                self._owe(claim.key, claim)
+                self._owe(claim)
             return kept
         return [here and there for here, there in zip(kept, theirs, strict=True)]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later."""
-        return self._end(claim, "complete", payload, ttl_ms, ttl_ms=ttl_ms)
+        return self._end(claim, "complete", payload, ttl_ms)
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -101,27 +128,48 @@ class TieredStore:
         """See :class:`~flask_idempotent.core.store.Store`."""
         return self._end(claim, "forget")
 
-    def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
-        """See :class:`~flask_idempotent.core.store.Store`. Waits here for a request of this process, else on Redis."""
-        began = time.monotonic()
-        here = self._local.wait(key, timeout_ms)
-        if not isinstance(here, Gone):
-            return here
-        left = timeout_ms - int((time.monotonic() - began) * 1000)
-        return self._ask(self._shared.wait, key, max(left, 0))
+    def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
+        """See :class:`~flask_idempotent.core.store.Store`. A result that either tier has counts."""
+        told = self._tell_redis(self._shared.begin_step, claim, name, intent)
+        there = told[0] if told is not None else b""
+        if there is None and claim.owner not in self._indebted:
+            return None
+        owed = self._is_indebted(claim, told)
+        here = self._local.begin_step(claim, name, intent, owed=owed)
+        return None if here is None else (there or b"") + here
 
-    def peek(self, key: str) -> Found | None:
-        """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, the local tier."""
+    def end_step(self, claim: Claim, result: bytes) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+        return self._write(claim, "end_step", result)
+
+    def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
+        """See :class:`~flask_idempotent.core.store.Store`. On Redis, which wakes us; here, where it is away."""
+        began = time.monotonic()
+        there: Found | Gone | TimedOut = Gone()
         try:
-            return self._ask(self._shared.peek, key)
+            there = self._ask(self._shared.wait, key, timeout_ms)
         except StoreError as error:
             if not error.outage:
                 raise
-            return self._local.peek(key)
+        if isinstance(there, Found):
+            return there
+        left = timeout_ms - int((time.monotonic() - began) * 1000)
+        here = self._local.wait(key, max(left, 0))
+        return there if isinstance(here, Gone) else here
+
+    def peek(self, key: str) -> Found | None:
+        """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, the local tier."""
+        if not self._local.is_owed(key):
+            try:
+                return self._ask(self._shared.peek, key)
+            except StoreError as error:
+                if not error.outage:
+                    raise
+        return self._local.peek(key)
 
     def get(self, key: str) -> bytes | None:
-        """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, what this process has set."""
-        if key in self._debts:
+        """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, what was set here."""
+        if self._local.is_owed(key):
             return self._local.get(key)
         try:
             return self._ask(self._shared.get, key)
@@ -132,89 +180,170 @@ class TieredStore:
 
     def set(self, key: str, value: bytes, ttl_ms: int) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        args = (key, value, ttl_ms)
-        self._both(key, (), ttl_ms, lambda: self._local.set(*args), lambda: self._shared.set(*args))
+        owed = self._local.is_owed(key)  # then the probe may be writing an older value at this moment
+        there = self._tell_redis(self._shared.set, key, value, ttl_ms)
+        try:
+            self._local.set(key, value, ttl_ms, owed=owed or there is None)
+        except StoreError:
+            if there is None:
+                raise
+            self._local.delete(key, owed=owed)  # no room for the new value, and the old one is none any more
 
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        here = self._local.get(key) is not None
-        there = self._both(key, (), DELETION_MS, lambda: self._local.delete(key), lambda: self._shared.delete(key))
-        return here or bool(there)
+        owed = self._local.is_owed(key)
+        there = self._tell_redis(self._shared.delete, key)
+        here = self._local.delete(key, owed=owed or there is None)
+        return here or bool(there and there[0])
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
-        report = replace(self._local.report(), waiting=len(self._debts))
+        local = self._local.report()
+        breaker = self._breaker
+        state = "open" if breaker.is_open else "closed"
+        report = replace(local, waiting=self._local.owed_count(), breaker=state)
         try:
             self._ask(self._shared.ping)
         except StoreError as error:
-            return replace(report, outage=self._breaker.reason or str(error), refused=not error.outage)
-        return replace(report, cache_type="redis", redis_available=True)
+            reason = breaker.reason or str(error)
+            return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
+        warnings = self._shared.condition.warnings()
+        return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         self._breaker.stop()
         self._shared.close()
+        self._local.close()
+
+    def _meet(self) -> StoreError | None:
+        """Know the servers before the first word that is spoken for them; later on only when a connection is new.
+
+        :return: why that was not possible.
+        """
+        if self._recovery.is_acquainted or self._breaker.is_open:
+            return None
+        try:
+            if self._ask(self._recovery.meet):
+                self._breaker.probe()
+        except StoreError as error:
+            return error
+        return None
+
+    def _check_servers(self, claim: Claim) -> None:
+        """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
+        if not self._recovery.is_acquainted and self._ask(self._recovery.meet):
+            self._breaker.probe()
+        self._wait_for_others(claim, StoreError)
+
+    def _wait_for_others(self, claim: Claim, error: type[StoreError]) -> None:
+        """A route that must not run twice does not trust a Redis that was away until other hosts could tell it what
+        they hold.
+
+        :raises StoreError: it was away a moment ago.
+        """
+        if claim.terms.on_outage is OnOutage.REJECT:
+            back = max(self._breaker.ended, self._recovery.noticed)
+            if time.monotonic() - back < GRACE_SECONDS:
+                raise error("Redis was away until a moment ago", outage=True)
+
+    def _mended(self, mine: Found, claim: Claim) -> Found | None:
+        """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis
+        at this moment, or another host may have ended what began here, or an operator.
+
+        :return: None where Redis has forgotten what does not run here any more, so that it is forgotten here, too.
+        """
+        if mine.record[1:2] == State.DONE.value:
+            return mine
+        try:
+            theirs = self._ask(self._shared.peek, claim.key)
+        except StoreError:
+            return mine
+        if theirs is None:
+            over = standing(mine.record, claim, mine.now_ms) is not Standing.UNREADABLE and not _runs(mine)
+            known = over and self._recovery.is_acquainted  # it was not just restarted, and empty
+            return None if known and self._local.drop(claim.key, mine.record) else mine
+        if theirs.record[OWNER] == mine.record[OWNER]:
+            return mine
+        self._adopt(claim.key, theirs)
+        return theirs
 
     def _settle(self, claim: Claim, mine: Claimed, theirs: Claimed | Found) -> Claimed | Found:
         """Bring the local tier in line with what Redis said about a claim that the local tier had granted."""
         if isinstance(theirs, Claimed):
             return max(mine, theirs, key=lambda claimed: claimed.attempt)
-        left = _retention_left(theirs)
-        if left > 0:
-            self._local.set(claim.key, theirs.record, left)
-        else:
+        if not self._adopt(claim.key, theirs):
             self._local.forget(claim)
         return theirs
 
-    def _end(self, claim: Claim, how: str, *args: Any, ttl_ms: int = 0) -> bool:
-        """Complete, fail or forget a claim in both tiers."""
+    def _adopt(self, key: str, theirs: Found) -> bool:
+        """Keep a copy of a finished record: it never changes. False for any other."""
+        left = _retention_left(theirs)
+        if left <= 0 or self._local.is_owed(key):
+            return False
+        self._local.set(key, theirs.record, left)
+        return True
 
-        def here() -> bool:
-            try:
-                return bool(getattr(self._local, how)(claim, *args))
-            except StoreFull:  # the record was lost here and has no room; Redis may have some
-                return True
+    def _unagreed(self, claim: Claim, mine: Claimed, error: StoreError) -> Claimed:
+        """Redis has not agreed to what the local tier had granted."""
+        if error.outage and claim.terms.on_outage is OnOutage.LOCAL:
+            self._owe(claim)
+            return mine
+        if mine.attempt > 1:  # an earlier attempt has failed or died: that is not forgotten
+            self._local.fail(replace(claim, attempt=mine.attempt))
+        else:
+            self._local.forget(claim)
+        if error.outage and not isinstance(error, _NotAsked):  # it may have been applied all the same
+            self._local.owe(claim)
+            self._breaker.probe()
+        raise error
 
-        def there() -> bool:
-            return bool(getattr(self._shared, how)(claim, *args))
+    def _end(self, claim: Claim, how: str, *args: Any) -> bool:
+        """Complete, fail or forget a claim."""
+        try:
+            return self._write(claim, how, *args)
+        finally:
+            self._indebted.discard(claim.owner)
 
-        ended = self._both(claim.key, (claim,), ttl_ms, here, there) is not False
-        if not ended:
+    def _write(self, claim: Claim, how: str, *args: Any) -> bool:
+        """Write to both tiers: to Redis first, so that what it misses is noted together with what is kept here.
+
+        A claim that Redis never agreed to is kept for this host although another one has the key by now: the clients
+        of this host have been told so.
+        """
+        told = self._tell_redis(getattr(self._shared, how), claim, *args)
+        refused = told is not None and not told[0]
+        if refused and claim.owner not in self._indebted:  # another worker has the key: its word counts here, too
             self._drop_own(claim)
-        return ended
+            return False
+        agreed = told is not None and not refused
+        try:
+            kept = getattr(self._local, how)(claim, *args, owed=self._is_indebted(claim, told))
+        except StoreError:
+            if not agreed:
+                raise
+        return agreed or bool(kept)
+
+    def _is_indebted(self, claim: Claim, told: tuple[Any] | None) -> bool:
+        """Whether Redis will have to be told how things stand here: it could not be now, or the probe may be writing an
+        older state at this moment.
+        """
+        if told is None:
+            self._indebted.add(claim.owner)
+        return claim.owner in self._indebted
+
+    def _tell_redis(self, call: Callable[..., Answer], *args: Any) -> tuple[Answer] | None:
+        """Redis's answer, or None where it could not be told and will have to be."""
+        try:
+            return (self._ask(call, *args),)
+        except StoreError:
+            self._breaker.probe()
+            return None
 
     def _drop_own(self, claim: Claim) -> None:
-        """Another worker has the key on Redis: its word counts here, too."""
-        record = self._local.get(claim.key)
-        if record is not None and record[OWNER] == claim.owner:
+        taken = self._local.take(claim.key)
+        if taken is not None and taken[0][OWNER] == claim.owner:
             self._local.delete(claim.key)
-
-    def _both(
-        self, key: str, claims: tuple[Claim, ...], ttl_ms: int, here: Callable[[], Any], there: Callable[[], Any]
-    ) -> Any:
-        """Do a thing in both tiers: False or an error here ends it, and what Redis misses it is owed.
-
-        :return: what Redis said, or what was said here when it could not be asked.
-        """
-        debt, earlier = self._debts.note(
-            key, claims, ttl_ms
-        )  # first, so that nobody takes what changes here for a mere copy
-        try:
-            kept = here()
-        except StoreError:
-            self._debts.undo(key, debt, earlier)
-            raise
-        if kept is False and claims:
-            self._debts.undo(key, debt, earlier)
-            return False
-        try:
-            told = self._ask(there)
-        except StoreError:
-            self._debts.note(key, claims, ttl_ms)
-            self._breaker.probe()
-            return kept
-        self._debts.paid(key, debt)
-        return told
 
     def _ask(self, call: Callable[..., Answer], *args: Any) -> Answer:
         """Ask Redis, unless it is known to be away."""
@@ -230,69 +359,27 @@ class TieredStore:
         self._breaker.succeeded()
         return answer
 
-    def _owe(self, key: str, claim: Claim) -> None:
-        self._debts.note(key, (claim,))
+    def _owe(self, claim: Claim) -> None:
+        self._indebted.add(claim.owner)
+        self._local.owe(claim)
         self._breaker.probe()
 
     def _is_copy(self, key: str) -> bool:
         """Whether a full local tier may drop a settled record: Redis has it, too, and can be asked."""
-        return key not in self._debts and self._breaker.reason is None
+        return self._breaker.reason is None
 
-    def _recover(self) -> bool:
-        """Write back what Redis has missed; whether all of it is settled."""
-        self._shared.ping()
-        tried: dict[str, Debt] = {}
-        for _ in range(ROUNDS):  # what comes up while the others are written is written, too
-            debts = self._debts.besides(tried)
-            tried.update(debts)
-            for key, debt in debts:
-                try:
-                    if self._write_back(key, debt):
-                        self._debts.paid(key, debt)
-                except StoreError as error:
-                    if error.outage:
-                        raise
-                    self._set_aside(key, error)
-        self._reported = {key for key in self._reported if key in self._debts}
-        return not self._debts
-
-    def _set_aside(self, key: str, error: StoreError) -> None:
-        """A record that cannot be written is tried again later, and must not hold up the others."""
-        if key not in self._reported:
-            self._reported.add(key)
-            log.error("idempotency: a record cannot be written back: %s", error, extra={"idempotency_key": key})
-
-    def _write_back(self, key: str, debt: Debt) -> bool:
-        """Bring Redis up to date with one key, however often it changes meanwhile; False: try again later."""
-        taken = self._local.take(key)
-        while True:
-            if not self._copy(key, debt, taken):
-                return False
-            before, taken = taken, self._local.take(key)
-            if (before and before[0]) == (taken and taken[0]):
-                return True
-
-    def _copy(self, key: str, debt: Debt, taken: tuple[bytes, int] | None) -> bool:
-        """Give Redis what the local tier holds; False where it has to wait for another's request."""
-        if not debt.claims:
-            self._shared.set(key, *taken) if taken else self._shared.delete(key)
-            return True
-        record, left_ms = taken or (b"", 0)
-        for claim in debt.claims:
-            if claim.owner != record[OWNER]:  # it came to nothing here, and may stand there
-                self._shared.forget(claim)
-        if not record:
-            return True
-        (restored,) = self._shared.restore([Copy(key, record, left_ms, debt.claims[-1].terms.lease_ms)])
-        if isinstance(restored, StoreError):
-            raise restored
-        if restored is Restored.DONE_ELSEWHERE:
-            log.error("idempotency: a request ran here and elsewhere during an outage", extra={"idempotency_key": key})
-        return restored is not Restored.PENDING_ELSEWHERE
+    def _tell(self, outcome: Outcome, key: str) -> None:
+        self._notify(Occurrence(outcome, key))
 
 
 class _NotAsked(StoreError):
     """The breaker is open: nothing was sent to Redis."""
+
+
+def _runs(found: Found) -> bool:
+    """Whether a record is that of a request whose worker is alive, as far as can be told."""
+    head = read_head(found.record)
+    return head.state is State.PENDING and head.deadline > found.now_ms
 
 
 def _retention_left(found: Found) -> int:

@@ -149,7 +149,9 @@ class _Listener:
         self._pinged = False
         heard = None  # the socket of the subscribed connection
         while True:
-            rung = bool(selector.select(PING_SECONDS if asked else IDLE_SECONDS))
+            rung = selector.select(PING_SECONDS if asked else IDLE_SECONDS)
+            if not pubsub.subscribed and any(key.fileobj is heard for key, _ in rung):
+                raise exceptions.ConnectionError("the server hung up")  # nobody listens: it has nothing else to say
             with suppress(BlockingIOError):
                 bell.recv(4096)
             with self._lock:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import time
+import urllib.request
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from flask.testing import FlaskClient
 
 from example_app.sandbox.account import Account
 from example_app.sandbox.app import create_app, format_amount
+from example_app.sandbox.payments import NewRefund
 
 FORM = {
     "mode": "payment",
@@ -144,3 +148,79 @@ def test_an_answer_cannot_be_lost_without_a_socket(browser, account):
 @pytest.mark.parametrize(("amount", "text"), [(0, "0.00 EUR"), (5, "0.05 EUR"), (123456789, "1,234,567.89 EUR")])
 def test_amounts_are_written_for_the_eye(amount, text):
     assert format_amount(amount, "eur") == text
+
+
+def test_a_slow_bank_takes_its_time_and_the_money_once(browser, account, session, monkeypatch):
+    monkeypatch.setattr("example_app.sandbox.pages.SLOW_SECONDS", 0.3)
+    started = time.monotonic()
+    answer = press(browser, session, "slow")
+    assert time.monotonic() - started >= 0.3
+    assert answer.location.startswith("http://shop.example/orders/1")
+    assert status(account, session) == ("complete", True)
+    assert len(account.events.all()) == 3
+
+
+def test_a_slow_bank_does_not_hold_up_the_end(browser, account, session):
+    account.close()
+    started = time.monotonic()
+    press(browser, session, "slow")
+    assert time.monotonic() - started < 2
+
+
+def test_a_payment_whose_answer_is_lost_is_a_payment(sandbox, client, params):
+    session = client.v1.checkout.sessions.create(params)
+    with pytest.raises(OSError, match="Remote end closed"):
+        urllib.request.urlopen(session.url, b"action=lost", timeout=5)
+    assert sandbox.sessions[0]["payment_status"] == "paid"
+    with urllib.request.urlopen(session.url, timeout=5) as page:
+        assert "This is paid" in page.read().decode()
+
+
+def test_a_lost_answer_of_a_session_that_is_over_changes_nothing(browser, account, session):
+    account.sessions.expire(session["id"])
+    assert press(browser, session, "lost").status_code == 303
+    assert status(account, session) == ("expired", False)
+
+
+@pytest.mark.parametrize(
+    ("action", "paid", "words"), [("arrive", True, "This is paid"), ("bounce", False, "did not arrive")]
+)
+def test_a_transfer_is_settled_by_a_button(browser, account, session, action, paid, words):
+    assert press(browser, session, "transfer").location.startswith("http://shop.example/orders/1")
+    assert status(account, session) == ("complete", False)
+    assert "on its way" in browser.get(f"/pay/{session['id']}").text
+    press(browser, session, action)
+    press(browser, session, "arrive" if action == "bounce" else "bounce")
+    assert status(account, session) == ("complete", paid)
+    assert words in browser.get(f"/pay/{session['id']}").text
+
+
+@pytest.mark.parametrize("action", ["arrive", "bounce"])
+def test_without_a_transfer_there_is_nothing_to_settle(browser, account, session, action):
+    press(browser, session, action)
+    assert status(account, session) == ("open", False)
+
+
+def test_a_refunded_payment_says_so(browser, account, session):
+    press(browser, session, "pay")
+    intent = account.sessions.get(session["id"]).payment_intent
+    account.sessions.refund(NewRefund(intent, 1200))
+    assert "12.00 EUR of it went back" in browser.get(f"/pay/{session['id']}").text
+
+
+def test_the_front_page_counts_events_and_names_the_webhooks(browser, account, session):
+    account.endpoints.add("http://127.0.0.1:1/webhook", ["*"])
+    press(browser, session, "pay")
+    page = browser.get("/").text
+    assert "http://127.0.0.1:1/webhook" in page
+    assert re.search(r"still to be acknowledged</th><td>3<", page)
+
+
+def test_the_state_shows_events_and_an_event_can_be_sent_again(browser, account, session):
+    press(browser, session, "pay")
+    state = browser.get("/_sandbox/state").get_json()
+    assert [event["type"] for event in state["events"]][-1] == "checkout.session.completed"
+    again = f"/_sandbox/events/{state['events'][0]['id']}/deliver"
+    assert browser.post(again, json={}).status_code == 202
+    assert browser.post(again, data="{}").status_code == 415, "no other site's form can do that"
+    assert browser.post("/_sandbox/events/evt_nobody/deliver", json={}).status_code == 404

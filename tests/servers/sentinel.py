@@ -10,7 +10,7 @@ from redis.sentinel import Sentinel
 
 from .binaries import SYSTEM, binary
 from .ports import Port
-from .process import ServerProcess, until
+from .process import START_SECONDS, ServerProcess, until
 from .standalone import RedisProcess
 
 MASTER: Final = "mymaster"
@@ -135,9 +135,9 @@ class SentinelSet:
         for process in (*self.sentinels, *self.servers):
             process.stop()
 
-    def await_healthy(self) -> None:
+    def await_healthy(self, within: float = START_SECONDS) -> None:
         """Wait until all sentinels agree on the master, and all other servers follow it."""
-        until(self._healthy, "a healthy set")
+        until(self._healthy, "a healthy set", within)
 
     def _healthy(self) -> bool:
         agreed = len({self.master_address(sentinel) for sentinel in self.sentinels}) == 1
@@ -188,14 +188,14 @@ class SentinelSet:
         master.freeze()
         return master
 
-    def await_failover(self, old: RedisProcess) -> RedisProcess:
+    def await_failover(self, old: RedisProcess, within: float = START_SECONDS) -> RedisProcess:
         """Wait until all sentinels name another master than the old one, and it is one; return it."""
 
         def moved() -> bool:
             ports = {self.master_address(sentinel)[1] for sentinel in self.sentinels}
             return len(ports) == 1 and old.port not in ports and self._online(self.master()) >= 0
 
-        until(moved, "a failover")
+        until(moved, "a failover", within)
         return self.master()
 
     def client(self, **settings: Any) -> redis.Redis:

@@ -337,16 +337,16 @@ class Observed(MemoryStore):
                 self.after_second_look()
         return taken
 
-    def set(self, key: str, value: bytes, ttl_ms: int) -> None:
+    def set(self, key: str, value: bytes, ttl_ms: int, *, owed: bool = False) -> None:
         self._interrupt()
-        super().set(key, value, ttl_ms)
+        super().set(key, value, ttl_ms, owed=owed)
 
-    def delete(self, key: str) -> bool:
+    def delete(self, key: str, *, owed: bool = False) -> bool:
         self._interrupt()
-        return super().delete(key)
+        return super().delete(key, owed=owed)
 
-    def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        kept = super().complete(claim, payload, ttl_ms)
+    def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
+        kept = super().complete(claim, payload, ttl_ms, owed=owed)
         after, self.after_outcome = self.after_outcome, None
         if after:
             after()
@@ -433,7 +433,7 @@ def test_a_value_without_room_is_refused_and_leaves_the_older_one_alone(worker: 
         expected = b"new"
     except StoreFull:
         expected = b"old"
-    eventually(lambda: not alive("probe"))
+    eventually(lambda: not one.store.report().waiting)
     assert server.get(key_of(1)) == one.store.get(key_of(1)) == expected
 
 
@@ -454,13 +454,14 @@ def test_a_full_local_tier_keeps_an_outcome_from_its_first_moment(worker: Worker
     assert answered_by(other) == ME
 
 
-def test_a_full_local_tier_keeps_an_outcome_that_is_on_its_way(worker: Workers, server: redis.Redis) -> None:
+def test_a_full_local_tier_keeps_the_place_of_an_outcome_that_is_on_its_way(
+    worker: Workers, server: redis.Redis
+) -> None:
     one, other = worker(timeout=0.4, threshold=1), worker()
     one.store.claim(claim_of())
     one.link.freeze()
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(one.store.complete, claim_of(), payload_of(claim_of(), ME), TTL)
-        eventually(lambda: (record := one.local.get(KEY)) and read_head(record).state is D)
         with suppress(StoreFull):
             one.store.claim(claim_of(OTHER, key_of(1)))
         assert ending.result(5) is True
@@ -487,6 +488,8 @@ def test_a_server_that_is_restarted_gets_everything(
         assert head_in(client, done.key) == (D, ME)
     assert isinstance(other.claim(claim_of(OTHER)), Found)
     assert one.complete(running, payload_of(running), TTL)
+    for each in (one, other):
+        each.close()
     eventually(lambda: not alive("probe"))
 
 

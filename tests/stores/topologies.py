@@ -14,6 +14,7 @@ from flask_idempotent.core.store import OnOutage
 from flask_idempotent.stores import open_store, own_backend
 from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.source import read_source
+from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.cluster import Cluster
 from ..servers.sentinel import MASTER, SentinelSet
@@ -43,14 +44,14 @@ class Topology:
 
 
 def store_of(config: dict[str, Any], settings: Settings = ALONE) -> RedisStore:
-    """The store that an app has with these settings."""
+    """What an app with these settings has of a store, behind its local tier."""
     app = Flask(__name__)
     app.config.update({f"IDEMPOTENCY_{name}": value for name, value in config.items()})
     source, mistakes = read_source(app.config, {})
     assert not mistakes
     store = open_store(own_backend(app, source), settings)
-    assert isinstance(store, RedisStore)
-    return store
+    assert isinstance(store, TieredStore)
+    return store._shared
 
 
 def _of_server(server: RedisProcess) -> dict[str, Any]:

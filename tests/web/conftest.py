@@ -266,16 +266,21 @@ class StoreUnderTest:
 
 def redis_config(server: RedisProcess) -> dict[str, Any]:
     """A Redis that has time to answer on a busy test machine; the tests of outages have their own limits."""
-    return {"IDEMPOTENCY_CACHE_REDIS_URL": server.url, "IDEMPOTENCY_STORE_TIMEOUT": 3}
+    return {
+        "IDEMPOTENCY_CACHE_REDIS_URL": server.url,
+        "IDEMPOTENCY_SHARED_PATH": str(server.directory / "records.sqlite"),
+        "IDEMPOTENCY_STORE_TIMEOUT": 3,
+    }
 
 
 @pytest.fixture(params=["SimpleCache", pytest.param("Redis", marks=pytest.mark.redis)])
-def store(request: pytest.FixtureRequest) -> StoreUnderTest:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
     """The store, empty, and with keys of the test's own: what another test has left running cannot touch them."""
     if request.param == "SimpleCache":
         return StoreUnderTest("SimpleCache", {"IDEMPOTENCY_CACHE_TYPE": "SimpleCache"})
     server = request.getfixturevalue("redis_server")
-    return StoreUnderTest("Redis", {**redis_config(server), "IDEMPOTENCY_KEY_PREFIX": f"{uuid4()}:"}, server)
+    own = {"IDEMPOTENCY_KEY_PREFIX": f"{uuid4()}:", "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "records.sqlite")}
+    return StoreUnderTest("Redis", {**redis_config(server), **own}, server)
 
 
 @pytest.fixture

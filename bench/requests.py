@@ -1,0 +1,34 @@
+"""The one request that everything is measured with, and the view that answers it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+BODY: Final = json.dumps({"items": ["x" * 184]}).encode()  # 200 bytes in
+ANSWER: Final = {"order": "y" * 285}  # 300 bytes out
+
+Send = Callable[[str], bytes]  # sends the request with a key, returns the body of the answer
+
+
+class View:
+    """Looks at the request's JSON, gives the same answer each time, and counts how often it ran."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, order: dict[str, Any]) -> dict[str, str]:
+        """Run once more.
+
+        :param order: the request's body, parsed: by the view where the guard is around it, as the bare view does.
+        """
+        if not order["items"]:
+            raise ValueError("an empty order")
+        self.runs += 1
+        return ANSWER
+
+
+def key(n: int) -> str:
+    """The key of round ``n``, as long as a UUID."""
+    return f"8e03978e-40d5-43dd-bc93-{n & 0xFFFFFFFFFFFF:012x}"

@@ -1,0 +1,205 @@
+"""What Redis is told when it is back: what it has missed, and, where it was restarted, all that this host holds."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
+from ..core.steps import is_journal, merge_journals
+from ..core.store import StoreError
+from .local import Debt, LocalTier
+from .redis import Copy, RedisStore, Restored
+
+log = logging.getLogger("flask_idempotent")
+
+ROUNDS: Final = 10  # of writing back before the breaker closes
+BATCH: Final = 500  # records in one pipeline
+SAMPLE: Final = 5  # copies that are looked for when a process first meets its Redis
+_SERVERS: Final = "servers"  # the note about which servers the records were last seen on
+_RECORDS: Final = frozenset(state.value for state in State)
+
+
+class Recovery:
+    """Brings Redis and the local tier together again. Used by one probe at a time in each process.
+
+    :param local: the tier that kept everything.
+    :param shared: Redis.
+    :param duplicated: called with the key of a request that ran here and elsewhere.
+    """
+
+    def __init__(self, local: LocalTier, shared: RedisStore, duplicated: Callable[[str], None]) -> None:
+        self._local = local
+        self._shared = shared
+        self._duplicated = duplicated
+        self._lock = threading.Lock()
+        self._reported: set[tuple[str, bytes]] = set()
+        self._seen = -1  # connections made when the servers were last told apart
+        self._servers: str | None = None
+        self._restarted = False
+        self.noticed = float("-inf")  # when a restart was last noticed, monotonic seconds
+
+    def __call__(self) -> bool:
+        """Write back what Redis has missed; whether all of it is settled.
+
+        :raises StoreError: Redis is away.
+        """
+        self._shared.ping()
+        self.meet()
+        if self._restarted or self._servers is None:  # where nobody may tell, it is taken for restarted
+            self._bring_back()
+            self._restarted = False
+        return any(self._pay() for _ in range(ROUNDS))  # what comes up meanwhile is written, too
+
+    def glance(self) -> bool:
+        """Whether there is anything to do.
+
+        :raises StoreError: Redis is away.
+        """
+        self._shared.ping()
+        return self.meet() or self._restarted or self._local.owed_count() > 0
+
+    @property
+    def is_acquainted(self) -> bool:
+        """Whether no connection was made since the servers were last told apart."""
+        return self._shared.nodes.connects == self._seen
+
+    def meet(self) -> bool:
+        """Look which servers answer, if a connection was made since the last look. True where they were restarted or
+        replaced, so that records may be missing there.
+
+        A process that meets its Redis for the first time also looks whether somebody has emptied it on purpose.
+
+        :raises StoreError: Redis is away.
+        """
+        if self.is_acquainted:
+            return False
+        with self._lock:
+            servers = self._shared.servers()
+            self._seen = self._shared.nodes.connects
+            if servers is None or servers == self._servers:
+                return False
+            first, self._servers = self._servers is None, servers
+            known = self._local.recall(_SERVERS)
+            self._local.remember(_SERVERS, servers.encode())
+            if first and known == servers.encode():
+                self._heed_flush()
+            if known is None or (first and known == servers.encode()):
+                return False
+            log.warning("idempotency: Redis was restarted or replaced; it gets what this host holds")
+            self._restarted, self.noticed = True, time.monotonic()
+            return True
+
+    def _heed_flush(self) -> None:
+        """Where Redis runs on, but has nothing of what it was given, somebody has emptied it: copies go, too."""
+        settled = [key for key, record, _ in self._local.copies("", SAMPLE) if _is_settled(key, record)]
+        given = [key for key in settled if not self._local.is_owed(key)]
+        if given and all(self._shared.get(key) is None for key in given):
+            log.warning("idempotency: Redis was emptied; this host's copies of its records are dropped")
+            self._local.drop_copies()
+
+    def _bring_back(self) -> None:
+        """Give a restarted Redis every record of this host that it does not have."""
+        after = ""
+        while batch := self._local.copies(after, BATCH):
+            after = batch[-1][0]
+            now = self._local.now()
+            records = [one for one in batch if _is_record(*one[:2])]
+            self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in records])
+            for key, value, left in batch:
+                if not _is_record(key, value):
+                    self._shared.set_absent(key, value, left)
+
+    def _pay(self) -> bool:
+        """One round over everything that is owed; whether nothing is left."""
+        serial, paid_all = 0, True
+        while debts := self._local.debts(serial, BATCH):
+            serial = debts[-1].serial
+            paid_all = self._pay_batch(debts) and paid_all
+        if paid_all:
+            self._reported.clear()
+        return paid_all
+
+    def _pay_batch(self, debts: Sequence[Debt]) -> bool:
+        taken = {debt.key: self._local.take(debt.key) for debt in debts}
+        held = [debt for debt in debts if _owner(taken[debt.key]) == debt.owner and debt.owner]
+        paid = True
+        for debt in debts:
+            if debt not in held:
+                paid = self._pay_other(debt, taken[debt.key]) and paid
+        copies = [_copy(debt, taken[debt.key]) for debt in held]
+        for debt, restored in zip(held, self._shared.restore(copies), strict=True):
+            paid = self._judge(debt, restored, taken[debt.key]) and paid
+        return paid
+
+    def _pay_other(self, debt: Debt, taken: tuple[bytes, int] | None) -> bool:
+        """A claim that came to nothing here and may stand there, or a plain value."""
+        try:
+            if debt.owner:
+                self._shared.forget_owner(debt.key, debt.owner)
+            elif taken is None:
+                self._shared.delete(debt.key)
+            elif is_journal(debt.key):
+                journal = merge_journals(self._shared.get(debt.key) or b"", taken[0])
+                self._shared.set(debt.key, journal, taken[1])
+            else:
+                self._shared.set(debt.key, *taken)
+        except StoreError as error:
+            if error.outage:
+                raise
+            return self._set_aside(debt, f"a record cannot be written back: {error}")
+        return self._settle(debt, taken)
+
+    def _judge(self, debt: Debt, restored: Restored | StoreError, taken: tuple[bytes, int] | None) -> bool:
+        if isinstance(restored, StoreError):
+            return self._set_aside(debt, f"a record cannot be written back: {restored}")
+        if restored is Restored.PENDING_ELSEWHERE:
+            return self._set_aside(debt, "a request runs here and elsewhere since an outage")
+        if restored is Restored.DONE_ELSEWHERE:
+            if (debt.key, debt.owner) not in self._reported:
+                log.error("idempotency: a request ran here and elsewhere", extra={"idempotency_key": debt.key})
+                self._duplicated(debt.key)
+            if taken is not None and taken[0][1:2] == State.PENDING.value:  # not done here: its own host keeps it
+                return self._set_aside(debt, "a request still runs here that another host has finished")
+        return self._settle(debt, taken)
+
+    def _settle(self, debt: Debt, taken: tuple[bytes, int] | None) -> bool:
+        """Strike a debt off, unless its record has changed while it was written."""
+        again = self._local.take(debt.key)
+        unchanged = (again and again[0]) == (taken and taken[0])
+        return unchanged and self._local.settle(debt)
+
+    def _set_aside(self, debt: Debt, why: str) -> bool:
+        """A record that cannot be written now is tried again later, and must not hold up the others."""
+        if (debt.key, debt.owner) not in self._reported:
+            self._reported.add((debt.key, debt.owner))
+            log.error("idempotency: %s", why, extra={"idempotency_key": debt.key})
+        return False
+
+
+def _owner(taken: tuple[bytes, int] | None) -> bytes | None:
+    return None if taken is None else taken[0][OWNER]
+
+
+def _copy(debt: Debt, taken: tuple[bytes, int] | None) -> Copy:
+    record, left = taken or (b"", 0)
+    return Copy(debt.key, record, left, debt.lease_ms)
+
+
+def _is_record(key: str, value: bytes) -> bool:
+    """Whether it is a request's, and neither a plain value nor a journal."""
+    return not is_journal(key) and value[1:2] in _RECORDS
+
+
+def _is_settled(key: str, value: bytes) -> bool:
+    return _is_record(key, value) and value[1:2] != State.PENDING.value
+
+
+def _lease_left(record: bytes, now: int) -> int:
+    try:
+        return max(read_head(record).deadline - now, 1)
+    except (NewerRecord, UnreadableRecord):
+        return 1

@@ -1,0 +1,81 @@
+"""What a tier of this process or of this host needs of the place where its rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from .tier import Debt
+
+Answer = TypeVar("Answer")
+
+
+class Rows(Protocol):
+    """What a transaction sees, and may change. Instants are milliseconds by the store's clock.
+
+    Where a transaction cannot be undone, ``put`` is the one that may fail, and fails before it changes anything.
+    """
+
+    def find(self, key: str, now: int) -> tuple[bytes | None, int]:
+        """The live record under a key and when it expires, or None and 0."""
+
+    def put(self, key: str, record: bytes, expires: int, now: int) -> None:
+        """Write a record. :raises StoreFull: the key is new and there is no room for it."""
+
+    def remove(self, key: str) -> None:
+        """Take a record out, live or not."""
+
+    def page(self, after_key: str, limit: int, now: int) -> list[tuple[str, bytes, int]]:
+        """Live records with their keys and expiries, by key, from the first one after ``after_key``."""
+
+    def drop_copies(self, after: int, now: int) -> int | None:
+        """Remove a part of the copies, as a :class:`~flask_idempotent.stores.tier.LocalTier` is told to drop them.
+
+        :param after: where to begin; at first 0.
+        :return: where to go on from, or None when all is done.
+        """
+
+    def count(self, now: int) -> int:
+        """The number of live records."""
+
+    def owe(self, key: str, owner: bytes, lease_ms: int, expires: int) -> None:
+        """Note a debt, in place of an earlier one of the same key and owner."""
+
+    def settle(self, serial: int) -> bool:
+        """Remove a debt; whether it was there."""
+
+    def debts(self, after_serial: int, limit: int, now: int) -> list[Debt]:
+        """The debts that have not expired, by serial, from the first one after ``after_serial``."""
+
+    def owed_count(self, now: int) -> int:
+        """How many debts there are."""
+
+    def is_owed(self, key: str, now: int) -> bool:
+        """Whether there is a debt for a key."""
+
+    def remember(self, name: str, value: bytes) -> None:
+        """Keep a note for good."""
+
+    def recall(self, name: str) -> bytes | None:
+        """The note of a name, or None."""
+
+
+class Table(Protocol):
+    """A place for rows.
+
+    :param may_drop: says of a key whether its settled record may be given up to make room.
+    """
+
+    may_drop: Callable[[str], bool]
+
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
+        """Do some work on the rows in one transaction: nobody sees half of it, and an error undoes it.
+
+        :param work: may be called more than once; only the last call counts.
+        :param writes: False where it may well find that there is nothing to write.
+        :param settles: whether it says what became of something that has happened. That is worth a longer wait: where
+            it is not written, a finished request may run again.
+        """
+
+    def close(self) -> None:
+        """Give back what is open. The table can be used again."""

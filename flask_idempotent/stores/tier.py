@@ -1,0 +1,114 @@
+"""What a store offers in addition when it stands before Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..core.store import Claim, Claimed, Found, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """What Redis may not know about one request, or about a plain value.
+
+    :param key: the storage key.
+    :param owner: the token of the request; empty for a plain value.
+    :param lease_ms: the lease that its claim gets when it is written back.
+    :param serial: a number that grows with each debt that is noted. A change makes a new debt, so that it is not
+        settled together with an older one.
+    :param expires: when nothing of it can be left anywhere, in milliseconds by the store's clock.
+    """
+
+    key: str
+    owner: bytes
+    lease_ms: int
+    serial: int
+    expires: int
+
+
+class LocalTier(Store, Protocol):
+    """A store that can stand before Redis.
+
+    With ``owed``, a debt is noted in the same transaction as the change, if that succeeds: what Redis may not know yet
+    is known here, whoever dies. It expires with the retention of what was changed, or its lease if that is longer.
+    """
+
+    def claim(self, claim: Claim, *, owed: bool = False) -> Claimed | Found:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+
+    def renew(self, claims: Sequence[Claim], *, owed: bool = False) -> list[bool]:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+
+    def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+
+    def fail(self, claim: Claim, *, owed: bool = False) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+
+    def forget(self, claim: Claim, *, owed: bool = False) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+
+    def begin_step(self, claim: Claim, name: bytes, intent: bytes, *, owed: bool = False) -> bytes | None:
+        """See :class:`~flask_idempotent.core.store.Store`. What is owed is the journal as a whole."""
+
+    def end_step(self, claim: Claim, result: bytes, *, owed: bool = False) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`. What is owed is the journal as a whole."""
+
+    def now(self) -> int:
+        """The store's clock, milliseconds since the epoch."""
+
+    def set(self, key: str, value: bytes, ttl_ms: int, *, owed: bool = False) -> None:
+        """See :class:`~flask_idempotent.core.store.Store`."""
+
+    def delete(self, key: str, *, owed: bool = False) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`. A deletion is owed for a day."""
+
+    def owe(self, claim: Claim, ttl_ms: int = 0) -> None:
+        """Note a debt alone.
+
+        :param ttl_ms: for how long the state of the claim counts, where that is longer than its own terms.
+        """
+
+    def debts(self, after_serial: int = 0, limit: int = 500) -> list[Debt]:
+        """What is owed, in the order in which it was noted.
+
+        :param after_serial: where to go on from.
+        """
+
+    def settle(self, debt: Debt) -> bool:
+        """Redis has it now. False where the state has changed since and is owed anew, or the debt was settled."""
+
+    def owed_count(self) -> int:
+        """How many debts there are."""
+
+    def is_owed(self, key: str) -> bool:
+        """Whether anything is owed for a key."""
+
+    def take(self, key: str) -> tuple[bytes, int] | None:
+        """The live bytes under a key and the milliseconds they have left, for copying them elsewhere."""
+
+    def copies(self, after_key: str = "", limit: int = 500) -> list[tuple[str, bytes, int]]:
+        """All live records, by key: the key, the bytes and the milliseconds they have left.
+
+        :param after_key: where to go on from. What is written meanwhile may or may not be among them.
+        """
+
+    def drop(self, key: str, record: bytes) -> bool:
+        """Forget a record that Redis has forgotten, unless it is owed or has changed since it was read."""
+
+    def drop_copies(self) -> None:
+        """Forget what Redis knows as well: every settled record, and every claim whose lease is over, without debts."""
+
+    def remember(self, name: str, value: bytes) -> None:
+        """Keep a note beside the records, for good."""
+
+    def recall(self, name: str) -> bytes | None:
+        """The note of a name, or None."""
+
+    def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
+        """When full, give up settled records without debts for whose key ``may_drop`` is true.
+
+        Without it, and where there are none, a full store refuses new keys.
+        """
