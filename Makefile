@@ -6,9 +6,9 @@ LOWEST := .venv-lowest
 SERVERS := .servers
 BENCH := .venv-bench
 PIP := -m pip --disable-pip-version-check install --quiet
-TOOLS := redis-server chromium
+TOOLS := redis-server chromium gcc
 
-.PHONY: run test test-lowest check bench clean tools servers
+.PHONY: run test test-lowest check bench faults clean tools servers
 
 run: $(VENV)/.example
 	@exec $(VENV)/bin/python -m example_app
@@ -25,12 +25,17 @@ check: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# At length what the tests do in a few minutes, or a part of it: make faults FAULTS="freeze kill --requests 20000".
+faults: TOOLS := redis-server gcc
+faults: $(VENV)/.test tools
+	$(VENV)/bin/python -m tests.faults $(FAULTS)
+
 # Other packages are measured beside ours, in an environment of their own.
 bench: TOOLS := redis-server wrk
 bench: $(BENCH)/.bench tools
 	$(BENCH)/bin/python -m bench
 
-# What pip cannot install: a Redis and a browser for the tests, a client for the benchmark.
+# What pip cannot install: a Redis, a browser and a compiler (for a clock) for the tests, a client for the benchmark.
 tools:
 	@missing=""; for tool in $(TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \

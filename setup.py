@@ -34,6 +34,8 @@ setup(
             "apispec>=6.10",
             "flask-login>=0.6.3",
             "trustme>=1.2",
+            "gunicorn>=27.0",
+            "gevent>=26.9",
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<2.5",
             "flask[async]",

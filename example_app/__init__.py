@@ -19,7 +19,9 @@ from .buying import buying
 from .openapi import openapi
 from .orders import create_tables, db
 from .pages import shop, show_not_found, show_server_error
+from .payments import fulfil
 from .purchase import remember_session, session_params
+from .refunds import refunds
 
 __all__ = ["create_app", "idempotency"]
 
@@ -46,13 +48,14 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Build the shop. It starts no thread and calls nobody; it creates the tables that are missing.
 
     :param config: settings that win over the environment: ``SQLALCHEMY_DATABASE_URI`` (else ``DATABASE_URL``,
-        else a SQLite file in the instance folder), ``STRIPE_API_KEY`` and ``STRIPE_API_BASE``,
-        ``IDEMPOTENCY_*``, and any of Flask's own.
+        else a SQLite file in the instance folder), ``STRIPE_API_KEY``, ``STRIPE_WEBHOOK_SECRET`` and
+        ``STRIPE_API_BASE``, ``IDEMPOTENCY_*``, and any of Flask's own.
     """
     app = Flask(__name__)
     app.config.from_mapping(
         SQLALCHEMY_DATABASE_URI=os.environ.get("DATABASE_URL") or DEFAULT_DATABASE,
         STRIPE_API_KEY=os.environ.get("STRIPE_API_KEY"),
+        STRIPE_WEBHOOK_SECRET=os.environ.get("STRIPE_WEBHOOK_SECRET"),
     )
     app.config.from_mapping(config or {})
     db.init_app(app)
@@ -60,8 +63,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     idempotency.init_app(app)
     app.register_blueprint(shop)
     app.register_blueprint(buying)
+    app.register_blueprint(refunds)
     app.register_blueprint(openapi)
-    app.register_blueprint(create_blueprint(session_params, on_session=remember_session))
+    app.register_blueprint(create_blueprint(session_params, on_session=remember_session, fulfil=fulfil))
     app.register_error_handler(NotFound, show_not_found)
     app.register_error_handler(InternalServerError, show_server_error)
     app.after_request(_add_security_headers)

@@ -12,13 +12,18 @@ from .sandbox import Sandbox
 from .serving import Server, answer_to_loopback_names, stop_signals
 
 DEFAULT_PORT = 5000
+WITHOUT_WEBHOOK = (
+    "No order becomes paid without Stripe's events: run `stripe listen --forward-to {url}/webhook`, and start the shop "
+    "again with the secret that it prints as STRIPE_WEBHOOK_SECRET."
+)
 
 
 def main() -> None:
     """Serve the shop until SIGINT or SIGTERM.
 
     The environment says how: ``PORT`` (else 5000, or any free port when that is taken), ``STRIPE_API_KEY``
-    (else the offline sandbox is started), ``DATABASE_URL`` and whatever flask_idempotent reads.
+    with ``STRIPE_WEBHOOK_SECRET`` (else the offline sandbox is started), ``DATABASE_URL`` and whatever
+    flask_idempotent reads.
 
     :raises SystemExit: with a message when ``PORT`` cannot be used.
     """
@@ -28,7 +33,11 @@ def main() -> None:
         payments = "Stripe"
         if not os.environ.get("STRIPE_API_KEY"):
             sandbox = stack.enter_context(Sandbox())
-            config.update(STRIPE_API_KEY="sk_test_sandbox", STRIPE_API_BASE=sandbox.url)
+            config.update(
+                STRIPE_API_KEY="sk_test_sandbox",
+                STRIPE_API_BASE=sandbox.url,
+                STRIPE_WEBHOOK_SECRET=sandbox.add_webhook(f"{server.url}/webhook"),
+            )
             payments = f"offline sandbox at {sandbox.url}"
         app = create_app(config)
         answer_to_loopback_names(app)
@@ -36,6 +45,8 @@ def main() -> None:
             store = idempotency.stats()["cacheType"]
         server.start(app)
         print(f"Shop on {server.url} · payments: {payments} · idempotency store: {store}", flush=True)
+        if not app.config["STRIPE_WEBHOOK_SECRET"]:
+            print(WITHOUT_WEBHOOK.format(url=server.url), flush=True)
         wait()
 
 

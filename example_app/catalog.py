@@ -35,7 +35,7 @@ PRODUCTS: Mapping[str, Product] = MappingProxyType(
             Product(
                 slug="morning-mug",
                 name="Morning mug",
-                tagline="Stoneware, thrown by hand, 300 ml",
+                tagline="Stoneware, thrown by hand, 300\u00a0ml",
                 description=(
                     "A mug that keeps its heat and its place on the desk. Glazed inside, raw outside, with "
                     "a handle that takes three fingers. Goes into the dishwasher without complaint."
@@ -55,7 +55,7 @@ PRODUCTS: Mapping[str, Product] = MappingProxyType(
             Product(
                 slug="brass-pencil",
                 name="Brass pencil",
-                tagline="Solid brass, 0.7 mm, refillable",
+                tagline="Solid brass, 0.7\u00a0mm, refillable",
                 description=(
                     "Turned from one rod of brass, with a weight that steadies the hand. It darkens where "
                     "you hold it, and after a year it is unmistakably yours."
@@ -75,7 +75,7 @@ PRODUCTS: Mapping[str, Product] = MappingProxyType(
             Product(
                 slug="wool-blanket",
                 name="Wool blanket",
-                tagline="Undyed merino, 130 × 180 cm",
+                tagline="Undyed merino, 130\u00a0×\u00a0180\u00a0cm",
                 description=(
                     "Woven from the wool of one flock and left in its own colours. Light enough for the "
                     "sofa, warm enough for a night outdoors in May."
@@ -85,7 +85,7 @@ PRODUCTS: Mapping[str, Product] = MappingProxyType(
             Product(
                 slug="pour-over-kettle",
                 name="Pour-over kettle",
-                tagline="Enamelled steel, 0.9 l, gooseneck",
+                tagline="Enamelled steel, 0.9\u00a0l, gooseneck",
                 description=(
                     "A thin, steady stream that goes where you point it. Works on gas, induction and a "
                     "camp fire, and whistles at none of them."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flask import Blueprint
@@ -12,6 +14,10 @@ from flask_idempotent.openapi import PROBLEM_SCHEMA, describe
 from .catalog import PRODUCTS
 from .orders import Status
 from .purchase import MAX_LINES, MAX_QUANTITY
+
+_ORDER_ID: Mapping[str, Any] = MappingProxyType(
+    {"name": "order_id", "in": "path", "required": True, "schema": {"type": "string"}}
+)
 
 openapi = Blueprint("openapi", __name__)
 
@@ -26,6 +32,7 @@ def show_document() -> dict[str, Any]:
             "/checkout": {"post": describe(_checkout(), Settings(required=True))},
             "/health": {"get": _health()},
             "/orders/{order_id}.json": {"get": _order_status()},
+            "/orders/{order_id}/refund": {"post": describe(_refund(), Settings(required=True))},
         },
     }
 
@@ -81,6 +88,10 @@ def _health() -> dict[str, Any]:
                     "cacheType": {"enum": ["redis", "memory"]},
                 },
             },
+            "since": {"type": ["string", "null"], "format": "date-time"},
+            "waiting": {"type": "integer", "minimum": 0},
+            "breaker": {"enum": ["open", "closed", None]},
+            "warnings": {"type": "array", "items": {"type": "string"}},
         },
     }
     return {
@@ -90,25 +101,43 @@ def _health() -> dict[str, Any]:
     }
 
 
-def _order_status() -> dict[str, Any]:
-    status = {
+def _status_schema() -> dict[str, Any]:
+    return {
         "type": "object",
-        "required": ["status", "label", "note", "final", "session", "payment_url"],
+        "required": ["status", "label", "note", "final", "shipped", "refundable", "session", "payment_url"],
         "properties": {
             "status": {"enum": [status.value for status in Status]},
             "label": {"type": "string"},
             "note": {"type": "string"},
             "final": {"type": "boolean"},
+            "shipped": {"type": "boolean"},
+            "refundable": {"type": "boolean"},
             "session": {"type": ["string", "null"]},
             "payment_url": {"type": ["string", "null"]},
         },
     }
+
+
+def _order_status() -> dict[str, Any]:
     return {
         "operationId": "orderStatus",
         "summary": "The status of an order and its payment",
-        "parameters": [{"name": "order_id", "in": "path", "required": True, "schema": {"type": "string"}}],
+        "parameters": [dict(_ORDER_ID)],
         "responses": {
-            "200": _answer("The status", status),
+            "200": _answer("The status", _status_schema()),
+            "404": {"description": "No such order", "content": {"text/html": {}}},
+        },
+    }
+
+
+def _refund() -> dict[str, Any]:
+    return {
+        "operationId": "refundOrder",
+        "summary": "Send the money of a paid order back, once",
+        "parameters": [dict(_ORDER_ID)],
+        "responses": {
+            "200": _answer("The status", _status_schema()),
+            "303": {"description": "The same for a browser: back to the order's page"},
             "404": {"description": "No such order", "content": {"text/html": {}}},
         },
     }

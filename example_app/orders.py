@@ -4,62 +4,54 @@
 | --- | --- | --- |
 | created | open | Stripe has a Checkout Session for it |
 | open | open | Stripe has a later session for it, because the outcome of an earlier one stayed unknown |
-| open | paid | Stripe says paid, and the amount and the currency are the order's |
+| open | processing | the buyer has paid by a method that takes days |
+| open, processing | paid | Stripe says paid, and amount and currency are the order's: the order is shipped, in one go |
+| open, processing | held | Stripe says paid, but another amount or currency: somebody has to look |
+| open, processing | failed | the money did not arrive |
 | open | expired | the session ended without a payment |
-| open | failed | Stripe says paid, but another amount or currency |
+| paid | refunding | the buyer wants the money back, and Stripe is being asked |
+| refunding | paid | Stripe will not do it |
+| paid, refunding, held | refunded | Stripe says that all of it went back |
+| open, processing | refunded | the same, before we had heard of the payment: nothing is shipped |
 
 A move is a conditional UPDATE that names the state it starts from; who finds no row there lost the race and
-changes nothing. Nothing leads away from paid, expired and failed.
+changes nothing. What belongs to a move is written in its transaction.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import CheckConstraint, ForeignKey, String, Text, Update, update
+from sqlalchemy import Update, delete, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.schema import CreateTable
+
+from .tables import MOVES, UNPAID, Order, OrderLine, Payment, Refund, Shipment, Status, create_tables, db
 
 if TYPE_CHECKING:
     from sqlalchemy import CursorResult
+    from sqlalchemy.orm import Session
 
-
-class Base(DeclarativeBase):
-    """What every table of the shop is built on."""
-
-
-# Orders stay readable after their transaction, and without another query.
-db = SQLAlchemy(model_class=Base, session_options={"expire_on_commit": False})
-
-
-class Status(enum.StrEnum):
-    """Where an order is between the click and the payment."""
-
-    CREATED = "created"
-    OPEN = "open"
-    PAID = "paid"
-    EXPIRED = "expired"
-    FAILED = "failed"
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing leads away from here."""
-        return self not in MOVES
-
-
-MOVES: Mapping[Status, frozenset[Status]] = MappingProxyType(
-    {
-        Status.CREATED: frozenset({Status.OPEN}),
-        Status.OPEN: frozenset({Status.OPEN, Status.PAID, Status.EXPIRED, Status.FAILED}),
-    }
-)
+__all__ = [
+    "MOVES",
+    "Item",
+    "Order",
+    "OrderLine",
+    "Payment",
+    "Refund",
+    "Shipment",
+    "Status",
+    "attach_session",
+    "begin_refund",
+    "create_tables",
+    "db",
+    "find",
+    "find_by_payment",
+    "insert_or_get",
+    "move",
+]
 
 
 @dataclass(frozen=True)
@@ -73,67 +65,16 @@ class Item:
     quantity: int
 
 
-class Order(Base):
-    """One intent to buy. Its id comes from the idempotency key, so that a retry finds the same order.
-
-    Whatever Stripe is told about an order is stored here, because the same key must always come with the same
-    parameters: prices may change between two attempts, and so may the host name that the shop is reached by.
-    """
-
-    __tablename__ = "orders"
-
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    status: Mapped[str] = mapped_column(String(16), default=Status.CREATED.value)
-    currency: Mapped[str] = mapped_column(String(3))
-    success_url: Mapped[str] = mapped_column(Text)
-    cancel_url: Mapped[str] = mapped_column(Text)
-    session_id: Mapped[str | None] = mapped_column(String(255), unique=True)
-    session_url: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[int]  # seconds since the epoch
-    lines: Mapped[list[OrderLine]] = relationship(order_by="OrderLine.position", lazy="selectin")
-
-    @property
-    def state(self) -> Status:
-        """The status as one of the known ones."""
-        return Status(self.status)
-
-    @property
-    def amount(self) -> int:
-        """The total in minor units of the order's currency."""
-        return sum(line.amount for line in self.lines)
-
-
-class OrderLine(Base):
-    """One line of an order; the price is the one of the moment when the order was made."""
-
-    __tablename__ = "order_lines"
-    __table_args__ = (CheckConstraint("quantity > 0"), CheckConstraint("unit_amount > 0"))
-
-    order_id: Mapped[str] = mapped_column(ForeignKey("orders.id"), primary_key=True)
-    position: Mapped[int] = mapped_column(primary_key=True)
-    product: Mapped[str] = mapped_column(String(64))
-    name: Mapped[str] = mapped_column(String(250))
-    description: Mapped[str] = mapped_column(Text)
-    unit_amount: Mapped[int]
-    quantity: Mapped[int]
-
-    @property
-    def amount(self) -> int:
-        """The line's total in minor units."""
-        return self.unit_amount * self.quantity
-
-
-def create_tables(app: Flask) -> None:
-    """Create the tables that are not there yet; several workers may do so at once."""
-    with app.app_context(), db.engine.begin() as connection:
-        for table in Base.metadata.sorted_tables:
-            connection.execute(CreateTable(table, if_not_exists=True))
-
-
 def find(order_id: str) -> Order | None:
     """Return the order with its lines, or None."""
     with db.session.session_factory() as session:
         return session.get(Order, order_id)
+
+
+def find_by_payment(payment_intent: str) -> Order | None:
+    """Return the order that was paid by a PaymentIntent, or None."""
+    with db.session.session_factory() as session:
+        return session.scalar(select(Order).join(Payment).where(Payment.payment_intent == payment_intent))
 
 
 def insert_or_get(
@@ -172,15 +113,20 @@ def insert_or_get(
 
 
 def attach_session(order_id: str, session_id: str, session_url: str | None) -> bool:
-    """Note the Checkout Session of an order that is not final yet; returns whether there was such an order."""
+    """Note the Checkout Session of an order that is not paid yet; returns whether there was such an order."""
     going = [status.value for status, targets in MOVES.items() if Status.OPEN in targets]
     statement = update(Order).where(Order.id == order_id, Order.status.in_(going))
-    return _changes_one(statement.values(status=Status.OPEN.value, session_id=session_id, session_url=session_url))
+    with db.session.session_factory.begin() as session:
+        values = {"status": Status.OPEN.value, "session_id": session_id, "session_url": session_url}
+        return _changes_one(session, statement.values(values))
 
 
-def move(order: Order, target: Status) -> bool:
+def move(order: Order, target: Status, *, payment_intent: str | None = None) -> bool:
     """Move an order on from the state, and the Checkout Session, that it was read with.
 
+    The move from unpaid to paid ships the order, in the same transaction: whoever moves it ships it, and nobody else.
+
+    :param payment_intent: what the money came by, for moves to paid, held and refunded.
     :return: Whether it was this call that moved it; False when another one came first.
     :raises ValueError: when the table of moves has no such move.
     """
@@ -189,9 +135,30 @@ def move(order: Order, target: Status) -> bool:
     statement = update(Order).where(
         Order.id == order.id, Order.status == order.status, Order.session_id == order.session_id
     )
-    return _changes_one(statement.values(status=target.value))
-
-
-def _changes_one(statement: Update) -> bool:
     with db.session.session_factory.begin() as session:
-        return cast("CursorResult[Any]", session.execute(statement)).rowcount == 1
+        if not _changes_one(session, statement.values(status=target.value)):
+            return False
+        if payment_intent is not None and order.state in UNPAID:
+            session.add(Payment(order_id=order.id, payment_intent=payment_intent, paid_at=int(time.time())))
+        if target is Status.PAID and order.state in UNPAID:
+            session.add(Shipment(order_id=order.id, shipped_at=int(time.time())))
+        if target is Status.PAID and order.state is Status.REFUNDING:
+            session.execute(delete(Refund).where(Refund.order_id == order.id))
+        return True
+
+
+def begin_refund(order: Order, stripe_key: str) -> bool:
+    """Move a paid order to refunding, and note the key under which Stripe is asked; False when another one came first.
+
+    :param stripe_key: an idempotency key for Stripe. Whoever asks for this refund later uses the same.
+    """
+    statement = update(Order).where(Order.id == order.id, Order.status == Status.PAID.value)
+    with db.session.session_factory.begin() as session:
+        if not _changes_one(session, statement.values(status=Status.REFUNDING.value)):
+            return False
+        session.add(Refund(order_id=order.id, stripe_key=stripe_key, asked_at=int(time.time())))
+        return True
+
+
+def _changes_one(session: Session, statement: Update) -> bool:
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount == 1

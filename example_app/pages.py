@@ -12,7 +12,6 @@ from werkzeug.exceptions import InternalServerError, NotFound
 from . import orders
 from .catalog import CURRENCY, PRODUCTS, format_price
 from .orders import Order, Status
-from .payments import refresh
 from .purchase import MAX_QUANTITY
 
 shop = Blueprint("shop", __name__)
@@ -34,19 +33,30 @@ WORDINGS: Mapping[Status, Wording] = MappingProxyType(
         ),
         Status.OPEN: Wording(
             "Waiting for payment",
-            "The payment page is open. This page follows along; nothing was charged yet.",
+            "No payment has reached us so far. This page follows along, and shows it a moment after it is made.",
+        ),
+        Status.PROCESSING: Wording(
+            "Payment under way",
+            "Thank you. Your bank takes its time; we pack your things when the money is here. Do not pay again.",
         ),
         Status.PAID: Wording("Paid", "Thank you. The payment arrived, once, and your things get packed."),
+        Status.FAILED: Wording(
+            "Payment failed", "The money did not arrive, and nothing was charged. You can order again."
+        ),
         Status.EXPIRED: Wording(
             "Expired", "The payment page closed without a payment. Nothing was charged. You can order again."
         ),
-        Status.FAILED: Wording(
+        Status.HELD: Wording(
             "Needs attention",
             "A payment arrived that does not match this order, so we hold it. Please contact the shop.",
         ),
+        Status.REFUNDING: Wording(
+            "Refund under way",
+            "We have asked for your money to be sent back: once, however often you press.",
+        ),
+        Status.REFUNDED: Wording("Refunded", "Your money is on its way back to you."),
     }
 )
-STALE_NOTE = "The payment service has no answer right now. This is the last status we know."
 
 
 @shop.get("/")
@@ -82,25 +92,29 @@ def show_product(slug: str) -> Response:
 
 @shop.get("/orders/<order_id>")
 def show_order(order_id: str) -> str:
-    """Show an order and the status of its payment, as Stripe tells it: coming back from there proves nothing."""
-    order, current = refresh(_find(order_id))
-    return render_template("order.html", order=order, status=describe(order, current))
+    """Show an order and the status of its payment. Coming back from the payment page proves nothing: Stripe's events
+    move an order, and nothing here does.
+    """
+    order = _find(order_id)
+    return render_template("order.html", order=order, status=describe(order))
 
 
 @shop.get("/orders/<order_id>.json")
 def show_order_status(order_id: str) -> dict[str, Any]:
     """Return the status of an order, for its page to follow."""
-    return describe(*refresh(_find(order_id)))
+    return describe(_find(order_id))
 
 
-def describe(order: Order, current: bool) -> dict[str, Any]:
-    """Put an order's status into words; ``current`` is False when Stripe could not be asked."""
+def describe(order: Order) -> dict[str, Any]:
+    """Put an order's status into words."""
     wording = WORDINGS[order.state]
     return {
         "status": order.state.value,
         "label": wording.label,
-        "note": wording.note if current else STALE_NOTE,
+        "note": wording.note,
         "final": order.state.final,
+        "shipped": order.shipment is not None,
+        "refundable": order.state is Status.PAID,
         "session": order.session_id,
         "payment_url": order.session_url if order.state is Status.OPEN else None,
     }

@@ -32,9 +32,13 @@ RESUMABLE_SECONDS = 23 * 60 * 60
 
 OVER: Mapping[Status, str] = MappingProxyType(
     {
+        Status.PROCESSING: "The payment of this order is under way. Press Buy again only if you want another one.",
         Status.PAID: "You have paid for this order already. Press Buy again only if you want another one.",
+        Status.FAILED: "The payment of this order failed and nothing was charged. Press Buy again to start a new one.",
         Status.EXPIRED: "This checkout has expired and nothing was charged. Press Buy again to start a new one.",
-        Status.FAILED: "The payment of this order did not match it. Please contact the shop before you try again.",
+        Status.HELD: "The payment of this order did not match it. Please contact the shop before you try again.",
+        Status.REFUNDING: "The payment of this order is being refunded. Press Buy again to order anew.",
+        Status.REFUNDED: "The payment of this order was refunded. Press Buy again to order anew.",
     }
 )
 
@@ -58,9 +62,9 @@ def session_params(payload: Any) -> dict[str, Any]:
     """
     cart = read_cart(payload, request.url_root)
     order = place(f"ord_{current_idempotency.derive('order')[:32]}", cart)
-    order, _ = payments.refresh(order)
-    if order.state in OVER:
-        raise CheckoutRefused(OVER[order.state], field="items")
+    over = OVER.get(payments.outlook(order))
+    if over is not None:
+        raise CheckoutRefused(over, field="items")
     if time.time() - order.created_at > RESUMABLE_SECONDS:
         raise CheckoutRefused("This checkout is too old to go on. Press Buy again to start a new one.", field="items")
     return params_of(order)

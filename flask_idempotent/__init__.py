@@ -3,7 +3,7 @@
 from .active import Active, current_idempotency
 from .blueprint import create_blueprint
 from .cache import IdempotencyCache
-from .checkout import CheckoutError, CheckoutRefused, stripe_client
+from .checkout import CheckoutError, CheckoutRefused, stripe_client, stripe_errors
 from .config import ConfigurationError, Settings
 from .core.steps import StepError
 from .core.store import StoreError
@@ -46,4 +46,5 @@ __all__ = [
     "current_idempotency",
     "idempotent",
     "stripe_client",
+    "stripe_errors",
 ]

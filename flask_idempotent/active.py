@@ -27,6 +27,7 @@ class Active:
     :param key: the client's or the caller's key; None when a request has none and the view runs unprotected.
     :param attempt: 1, or more when an earlier attempt under this key failed or its worker died.
     :param stored: whether the outcome is to be stored; see :meth:`do_not_store`.
+    :param inconclusive: whether a step could not tell what has been done; then the answer is no outcome.
     """
 
     key: str | None
@@ -35,6 +36,7 @@ class Active:
     _store: Store | None = None
     _claim: Claim | None = None
     stored: bool = field(default=True, init=False)
+    inconclusive: bool = field(default=False, init=False)
     _steps: Steps | None = field(default=None, init=False)
 
     @classmethod
@@ -97,8 +99,10 @@ class Active:
         try:
             return self._steps.run(name, function, args, kwargs, key_arg=key_arg, at_most_once=at_most_once)
         except StepUnknown as error:
+            self.inconclusive = True
             raise OutcomeUnknown(f"The step {name!r} may have been done before, and must not be done twice.") from error
         except StepLost as error:
+            self.inconclusive = True
             raise RequestInProgress(retry_after=1) from error
 
     @property

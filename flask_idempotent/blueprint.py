@@ -39,7 +39,7 @@ def create_blueprint(
     ``POST /checkout`` takes JSON, needs an idempotency key, creates a Stripe Checkout Session under a key derived from
     it, and answers ``{"id", "url"}``. ``POST /webhook`` takes Stripe's events, signed with ``STRIPE_WEBHOOK_SECRET``
     (from the app's config, else the environment), and answers 200 once each is dealt with. ``GET /health`` answers
-    ``{"status", "message", "stats"}``, with 503 when unhealthy.
+    what :meth:`Idempotency.health` says, with 503 when unhealthy.
 
     :param session_params: turns the request's JSON, whatever its type, into the parameters of a Checkout Session.
         Prices come from the server: take ids and quantities only. Refuse a request by raising

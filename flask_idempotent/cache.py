@@ -11,11 +11,11 @@ from flask import Flask, current_app
 from .config import duration, milliseconds
 from .core.digest import combine
 from .core.key import storage_key
+from .core.record import RESULT
 from .core.store import Store
 from .state import AppState, app_state
 
 TTL: Final = 600.0
-_VERSION: Final = b"\x01J"
 
 
 class IdempotencyCache:
@@ -41,9 +41,9 @@ class IdempotencyCache:
         """
         store, name = self._find(key)
         raw = store.get(name)
-        if raw is None or not raw.startswith(_VERSION):
+        if raw is None or not raw.startswith(RESULT):
             return default
-        return json.loads(raw[len(_VERSION) :])
+        return json.loads(raw[len(RESULT) :])
 
     def set(self, key: str, result: Any, ttl: float | timedelta | None = None) -> None:
         """Keep a result.
@@ -55,7 +55,7 @@ class IdempotencyCache:
         :raises StoreError: the store cannot take it.
         """
         store, name = self._find(key)
-        raw = _VERSION + json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
+        raw = RESULT + json.dumps(result, allow_nan=False, separators=(",", ":")).encode()
         store.set(name, raw, milliseconds(self._ttl if ttl is None else duration(ttl)))
 
     def exists(self, key: str) -> bool:

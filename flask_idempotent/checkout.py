@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flask import Flask, current_app
@@ -123,12 +124,29 @@ def create_session(client: stripe.StripeClient, params: Mapping[str, Any]) -> st
         try:
             return client.v1.checkout.sessions.create(params, {"idempotency_key": key})  # type: ignore[arg-type]
         except stripe.StripeError as error:
-            if not _is_repeated_failure(error) or number == last:
+            if not is_stored_failure(error) or number == last:
                 _answer(error)
             log.warning(
                 "Stripe repeats a stored failure; trying a further key", extra={"stripe_request": error.request_id}
             )
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def stripe_errors() -> Iterator[None]:
+    """Turn the errors of Stripe's client inside the block into answers, as the checkout does::
+
+        with stripe_errors():
+            client.v1.refunds.create(params, {"idempotency_key": current_idempotency.derive("refund")})
+
+    :raises CheckoutError: in the form of one of its children.
+    """
+    import stripe
+
+    try:
+        yield
+    except stripe.StripeError as error:
+        _answer(error)
 
 
 def _new_client(api_key: str | None, api_base: str | None) -> stripe.StripeClient:
@@ -151,7 +169,8 @@ def setting(app: Flask, name: str) -> str | None:
     return app.config.get(name) or os.environ.get(name) or None
 
 
-def _is_repeated_failure(error: stripe.StripeError) -> bool:
+def is_stored_failure(error: stripe.StripeError) -> bool:
+    """Whether Stripe repeats a 5xx that it keeps under the idempotency key: asking again with it is of no use."""
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     return (error.http_status or 0) >= 500 and headers.get("idempotent-replayed") == "true"
 

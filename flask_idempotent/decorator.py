@@ -186,7 +186,7 @@ class _Execution:
 
     def _settle(self, response: Response, active: Active) -> None:
         fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
-        if fate is Fate.KEEP and active.stored:
+        if fate is Fate.KEEP and active.stored and not active.inconclusive:
             self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
         elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
             self._guard.fail(self._run)

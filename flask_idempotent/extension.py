@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask, current_app, has_app_context
 from flask_caching import Cache
 
-from . import health, script, signals
+from . import cli, health, script, signals
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
@@ -65,12 +65,14 @@ class Idempotency:
         if mistakes or wrong:
             raise ConfigurationError([*mistakes, *wrong])
         backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
-        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD))
-        self._states[app] = AppState(settings, store, Guard(store, _observer(app)), self._principal)
+        observe = _observer(app)
+        store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD), observe)
+        self._states[app] = AppState(settings, store, Guard(store, observe), self._principal)
         app.extensions[EXTENSION] = self
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         script.install(app, settings)
         _OrderCheck(app)
+        cli.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
         """Decorator: the function that tells who makes the current request.
@@ -119,7 +121,10 @@ class Idempotency:
         return Runner(lambda: self._app_and_state(app), **options)
 
     def health(self, app: Flask | None = None) -> dict[str, Any]:
-        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message`` and ``stats``.
+        """How the store is doing: ``status`` (healthy, degraded or unhealthy), ``message``, ``stats``, ``since`` (when
+        an outage began, ISO 8601 in UTC, or None), ``waiting`` (number of records to be written to Redis when it is
+        back), ``breaker`` (``"open"``, ``"closed"`` or None) and ``warnings`` (what may lose records; the servers are
+        asked for it once a minute).
 
         :param app: the app in question; may be left out in an app context, and where there is only one.
         """

@@ -46,6 +46,7 @@ def idempotency_script(settings: Settings, nonce: str | None = None) -> Markup:
     names = {
         "data-header": (settings.header, default.header),
         "data-field": (settings.form_field, default.form_field),
+        "data-replayed": (settings.replay_header, default.replay_header),
         "data-ignored": (_listed(settings.ignored_fields), _listed(default.ignored_fields)),
         "nonce": (nonce, None),
     }

@@ -105,8 +105,7 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
         key = parse(raw, settings.max_key_length)
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
-    scope = Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
-    digest = scope.digest(key)
+    digest = scope(request, app, principal).digest(key)
     credentials = b"" if is_known(principal) else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
         body_digest = (body or _body(request, settings)).digest
@@ -117,6 +116,14 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     else:
         mark = combine("no fingerprint 1", credentials)
     return Incoming(key, digest, storage_key(settings.key_prefix, digest), mark)
+
+
+def scope(request: Request, app: Flask, principal: Principal) -> Scope:
+    """Within what the key of a request is unique.
+
+    :param principal: who calls; None when nobody can tell.
+    """
+    return Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
 
 
 def is_known(principal: Principal) -> bool:
@@ -158,8 +165,12 @@ def _body(request: Request, settings: Settings) -> Body:
 def _place(request: Request, app: Flask) -> str:
     """The path with its mount point; with the host where the app tells its routes apart by host."""
     path = f"{request.root_path.rstrip('/')}{request.path}"
-    by_host = app.url_map.host_matching or app.subdomain_matching
-    return f"//{request.host}{path}" if by_host else path
+    return f"//{request.host}{path}" if matches_hosts(app) else path
+
+
+def matches_hosts(app: Flask) -> bool:
+    """Whether an app tells its routes apart by host, so that a key counts for one host."""
+    return app.url_map.host_matching or app.subdomain_matching
 
 
 def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
+import stripe
 
 from .servers.binaries import NAMES, SYSTEM
 from .servers.cluster import Cluster
@@ -25,15 +28,28 @@ def _no_tier_of_the_host(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 @pytest.fixture(autouse=True)
 def _no_store_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the developer's shell says about Redis or Stripe is not what the tests are about."""
-    for name in (
+    for name in [name for name in os.environ if name.startswith("STRIPE_")] + [
         "REDIS_URL",
         "UPSTASH_REDIS_REST_URL",
         "UPSTASH_REDIS_REST_TOKEN",
-        "STRIPE_API_KEY",
-        "STRIPE_API_BASE",
-        "STRIPE_WEBHOOK_SECRET",
-    ):
+    ]:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _only_test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test uses a key of Stripe's that is not a test key, nor asks Stripe itself for anything."""
+    send = stripe.HTTPClient.request_with_retries
+
+    def guarded(client: Any, method: str, url: str, headers: Mapping[str, str], *args: Any, **options: Any) -> Any:
+        key = headers.get("Authorization", "").removeprefix("Bearer ")
+        if not key.startswith(("sk_test_", "rk_test_")):
+            pytest.fail(f"a test was about to use a key that is no test key: {key[:8]}…")
+        if urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            pytest.fail(f"a test was about to ask {urlsplit(url).hostname}")
+        return send(client, method, url, headers, *args, **options)
+
+    monkeypatch.setattr(stripe.HTTPClient, "request_with_retries", guarded)
 
 
 def _serve(server: Server) -> Iterator[Server]:

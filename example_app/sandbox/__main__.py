@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, OverflowError) as error:
         sys.exit(f"The sandbox cannot listen on port {port}: {getattr(error, 'strerror', None) or error}.")
     with stop_signals() as wait, sandbox:
-        print(f"Stripe sandbox on {sandbox.url} (any key that begins with sk_test_)", flush=True)
+        print(f"Stripe sandbox on {sandbox.url} (any key that begins with sk_test_ or rk_test_)", flush=True)
         if given.webhook:
             print(f"Events go to {given.webhook}, signed with {add_webhook(sandbox, given.webhook)}", flush=True)
         wait()

@@ -22,7 +22,7 @@ def authenticate() -> None:
     """Accept secret test keys only; a live key must never end up here."""
     credentials = request.authorization
     key = credentials.token if credentials is not None and credentials.type == "bearer" else None
-    if not key or not key.startswith("sk_test_"):
+    if not key or not key.startswith(("sk_test_", "rk_test_")):
         if request.method == "POST":
             current_account().count("refused")
         raise ApiError(401, "Send any test key, as 'Authorization: Bearer sk_test_…'.", code="api_key_invalid")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 
+from .forks import PerProcess
 from .store import Claim, Store, StoreError
 
 log = logging.getLogger("flask_idempotent")
@@ -29,6 +29,25 @@ class Heartbeat:
     def __init__(
         self, store: Store, lost: Callable[[Claim], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._pulse = PerProcess(lambda: _Pulse(store, lost, clock))
+
+    def add(self, claim: Claim) -> None:
+        """Keep the lease of a claim alive from now on, for its ``max_runtime_ms`` at most."""
+        self._pulse().add(claim)
+
+    def discard(self, claim: Claim) -> None:
+        """Stop renewing a claim. On return no renewal of it is under way, so it can be completed or forgotten."""
+        self._pulse().discard(claim)
+
+    def stop(self) -> None:
+        """Let the thread end. Leases of requests that still run are renewed no more."""
+        self._pulse().stop()
+
+
+class _Pulse:
+    """The heartbeat of one process."""
+
+    def __init__(self, store: Store, lost: Callable[[Claim], None], clock: Callable[[], float]) -> None:
         self._store = store
         self._lost = lost
         self._clock = clock
@@ -36,38 +55,35 @@ class Heartbeat:
         self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
         self._in_flight: frozenset[bytes] = frozenset()
         self._wakes_at = float("inf")
+        self._running = False
         self._stopping = False
-        self._pid = 0
 
     def add(self, claim: Claim) -> None:
-        """Keep the lease of a claim alive from now on, for its ``max_runtime_ms`` at most."""
         now = self._clock()
         due = now + _interval(claim)
         with self._changed:
-            if self._pid != os.getpid():
+            if not self._running:
                 self._start()
             self._due[claim.owner] = (due, now + claim.terms.max_runtime_ms / 1000, claim)
             if due < self._wakes_at:
                 self._changed.notify_all()
 
     def discard(self, claim: Claim) -> None:
-        """Stop renewing a claim. On return no renewal of it is under way, so it can be completed or forgotten."""
         with self._changed:
             self._due.pop(claim.owner, None)
             while claim.owner in self._in_flight:
                 self._changed.wait()
 
     def stop(self) -> None:
-        """Let the thread end. Leases of requests that still run are renewed no more."""
         with self._changed:
             self._due.clear()
-            self._stopping = self._pid == os.getpid()
+            self._stopping = self._running
             self._changed.notify_all()
 
     def _start(self) -> None:
-        self._due, self._in_flight, self._wakes_at = {}, frozenset(), float("inf")
+        self._wakes_at = float("inf")
         threading.Thread(target=self._run, name="idempotency-heartbeat", daemon=True).start()
-        self._pid = os.getpid()
+        self._running = True
 
     def _run(self) -> None:
         while claims := self._next_claims():
@@ -83,7 +99,7 @@ class Heartbeat:
         with self._changed:
             while True:
                 if self._stopping and not self._due:
-                    self._stopping, self._pid = False, 0
+                    self._stopping = self._running = False
                     return []
                 if claims := self._take_due():
                     self._in_flight = frozenset(claim.owner for claim in claims)
@@ -93,7 +109,7 @@ class Heartbeat:
                 woken = self._changed.wait(max(self._wakes_at - now, 0))
                 self._wakes_at = float("-inf")
                 if not woken and not self._due:
-                    self._pid = 0
+                    self._running = False
                     return []
 
     def _take_due(self) -> list[Claim]:

@@ -28,6 +28,8 @@ DEADLINE_SIZE: Final = 13
 OWNER: Final = slice(4, 20)  # where the owner's token stands
 MAX_ATTEMPT: Final = 0xFFFF
 
+RESULT: Final = b"\x01J"  # what a plain result in JSON begins with, which is no record
+
 _HEAD = struct.Struct(">BcH16s32s13s")
 _PREFIX = struct.Struct(">IB")  # checksum, flags
 _META = struct.Struct(">HH")  # length of the status line, number of headers
@@ -158,6 +160,14 @@ def read_response(record: bytes) -> StoredResponse:
         return _parse(content, omitted=bool(flags & _OMITTED))
     except (struct.error, zlib.error) as error:
         raise UnreadableRecord("the payload is damaged") from error
+
+
+def is_compressed(record: bytes) -> bool:
+    """Whether the response in a finished record is stored compressed.
+
+    :param record: the whole record, which :func:`read_response` can read.
+    """
+    return bool(_PREFIX.unpack_from(record, HEAD_SIZE)[1] & _COMPRESSED)
 
 
 def _pack(response: StoredResponse) -> bytes:

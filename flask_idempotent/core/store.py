@@ -107,8 +107,9 @@ class Report:
     """How a store is doing.
 
     :param cache_type: ``"redis"`` or ``"memory"``: which of the two decides about new keys at this moment.
+    :param host_wide: whether the records that are held here are those of all workers of the host, not of this process.
     :param redis_available: whether Redis answers; False where none is configured.
-    :param in_memory_size: number of live records held in this process.
+    :param in_memory_size: number of live records held here.
     :param outage: why the configured Redis cannot be used, for an operator; None when all is well.
     :param refused: Redis is there but refuses this client, so that requests with a key are refused, too.
     :param waiting: number of records that will be written to Redis when it is back.
@@ -118,6 +119,7 @@ class Report:
     """
 
     cache_type: str
+    host_wide: bool = False
     redis_available: bool = False
     in_memory_size: int = 0
     outage: str | None = None

@@ -9,10 +9,12 @@
  *
  *   answer                                      sent again by itself     the intent
  *   2xx, 3xx                                    no                       ends (with "keep": when the page ends it)
- *   none, 409, 502, 503, 504                    yes; Retry-After counts  goes on
+ *   none, 502, 503, 504, 409 with Retry-After   yes; Retry-After counts  goes on
  *   the same with "retryable": false            no                       goes on
- *   408, 425, 429, any other 5xx                no                       goes on: the user's next try has its key
+ *   408, 425, 429, other 409 and 5xx            no                       goes on: the user's next try has its key
  *   any other 4xx, such as 422 key-reused       no                       ends: the user's next try has a new key
+ *
+ * (A 409 without Retry-After is the view's own. When its replay comes, it is known to be final, and the intent ends.)
  *
  * Intents are in sessionStorage, so a reload goes on with them. That storage belongs to one tab: another tab has intents
  * of its own. A browser copies it when the user duplicates a tab, and then both go on with the same intents: the form
@@ -27,13 +29,14 @@
   const named = document.currentScript?.dataset ?? {};
   const HEADER = named.header ?? "Idempotency-Key";
   const FIELD = named.field ?? "idempotency_key";
+  const REPLAYED = named.replayed ?? "Idempotent-Replayed";
   const IGNORED = new Set([FIELD, ...(named.ignored ?? "csrf_token").split(" ")]);
 
   // Redirects of a form's answer are reported in a header: fetch could not follow them to another site.
   const REPORT = "Idempotency-Script";
   const LOCATION = "Idempotency-Location";
 
-  const RETRIED = new Set([409, 502, 503, 504]);
+  const RETRIED = new Set([502, 503, 504]);
   const UNDECIDED = new Set([408, 409, 425, 429]); // these 4xx say nothing about the intent
   const FORM = "form[data-idempotent]";
   const STATUS = "[data-idempotent-status]";
@@ -111,8 +114,6 @@
     return [a, b].map((half) => (half >>> 0).toString(16).padStart(8, "0")).join("");
   }
 
-  const slotOf = (name, method, url, content) => digest(name, method, url, content);
-
   async function fieldsOf(data) {
     const fields = [];
     for (const [name, value] of data) {
@@ -143,25 +144,28 @@
 
   function verdict(response, problem) {
     if (!response) return "retry";
-    if (response.status < 400) return "done";
-    if (RETRIED.has(response.status)) return problem.retryable === false ? "later" : "retry";
-    return response.status >= 500 || UNDECIDED.has(response.status) ? "later" : "refused";
+    const { status, headers } = response;
+    if (status < 400) return "done";
+    const passes = RETRIED.has(status) || (status === 409 && (headers.has("Retry-After") || problem.retryable === true));
+    if (passes && problem.retryable !== false) return "retry";
+    const stored = status < 500 && headers.get(REPLAYED) === "true";
+    return (status >= 500 || UNDECIDED.has(status)) && !stored ? "later" : "refused";
   }
 
   // One attempt, with all of its answer: one that breaks off in the middle is none.
-  async function attempt(request, timeout) {
+  async function attempt({ send, signal }, timeout) {
     const limit = new AbortController();
     const timer = setTimeout(() => limit.abort(new DOMException("There was no answer in time.", "TimeoutError")), timeout);
-    const pass = () => limit.abort(request.signal.reason);
-    request.signal.addEventListener("abort", pass);
+    const pass = () => limit.abort(signal.reason);
+    signal.addEventListener("abort", pass);
     try {
-      request.signal.throwIfAborted();
-      const response = await fetch(request.clone(), { signal: limit.signal });
+      signal.throwIfAborted();
+      const response = await send(limit.signal);
       await response.clone().arrayBuffer();
       return response;
     } finally {
       clearTimeout(timer);
-      request.signal.removeEventListener("abort", pass);
+      signal.removeEventListener("abort", pass);
     }
   }
 
@@ -169,40 +173,34 @@
     const asked = response?.headers.get("Retry-After") ?? "";
     const seconds = /^\d+$/.test(asked) ? Number(asked) : (Date.parse(asked) - Date.now()) / 1000;
     const grown = Math.min(backoff * 2 ** (number - 1), longest) * (0.5 + Math.random() / 2);
-    return Math.max(grown, (seconds || 0) * 1000);
+    return Math.max(grown, (seconds || 0) * 1000 * (1 + Math.random() / 10)); // those who wait do not all come at once
   }
 
   const sleep = (ms, signal) =>
-    new Promise((resolve, reject) => {
-      const stop = () => (clearTimeout(timer), reject(signal.reason));
-      const timer = setTimeout(() => (signal.removeEventListener("abort", stop), resolve()), ms);
-      signal.addEventListener("abort", stop, { once: true });
+    new Promise((resolve) => {
+      setTimeout(resolve, signal.aborted ? 0 : ms);
+      signal.addEventListener("abort", resolve, { once: true });
     });
 
-  // Send a request until it has an answer that is one. Returns {result, response, problem, error}: result is "done",
-  // "refused", or "later" when the intent goes on and it is the user's turn.
+  // Send a request, {send, signal}, until it has an answer that is one. Returns {result, response, problem, error}: the
+  // result is "done", "refused", or "later" when the intent goes on and it is the user's turn.
   async function deliver(request, limits, tell) {
     const end = performance.now() + limits.patience;
     for (let number = 1; ; number++) {
-      let response = null;
-      let error = null;
+      let [response, error] = [null, null];
       try {
         response = await attempt(request, limits.timeout);
       } catch (caught) {
-        if (request.signal.aborted) return { result: "later", response, problem: {}, error: caught };
         error = caught; // it may have arrived or not
       }
       const problem = await problemOf(response);
       const result = verdict(response, problem);
       if (result !== "retry") return { result, response, problem, error };
       const wait = waitFor(response, number, limits);
-      if (number >= limits.tries || performance.now() + wait > end) return { result: "later", response, problem: {}, error };
+      const enough = request.signal.aborted || number >= limits.tries || performance.now() + wait > end;
+      if (enough) return { result: "later", response, problem: {}, error };
       tell({ attempt: number + 1, tries: limits.tries, wait, status: response?.status ?? 0 });
-      try {
-        await sleep(wait, request.signal);
-      } catch (reason) {
-        return { result: "later", response: null, problem: {}, error: reason };
-      }
+      await sleep(wait, request.signal);
     }
   }
 
@@ -221,7 +219,7 @@
   function retryMessage({ attempt, tries, wait, status }) {
     const lost = status === 0 ? "The connection was lost." : "The server is busy.";
     const why = status === 409 ? "This is still being processed." : lost;
-    return `${why} Trying again in ${Math.ceil(wait / 1000)} s (${attempt} of ${tries}); it counts once.`;
+    return `${why} Trying again in ${Math.max(Math.round(wait / 1000), 1)} s (${attempt} of ${tries}); it counts once.`;
   }
 
   function failMessage({ result, response, problem }) {
@@ -238,7 +236,7 @@
   async function idempotentFetch(input, init = {}, { intent = "", keep = false, target = document, ...limits } = {}) {
     const request = new Request(input, init);
     if (request.method === "GET" || request.method === "HEAD") return fetch(request);
-    const slot = slotOf(intent, request.method, request.url, await contentOf(request));
+    const slot = digest(intent, request.method, request.url, await contentOf(request));
     if (!flights.has(slot)) {
       const flight = fly(request, slot, { intent, keep, target, limits: { ...options, ...limits } });
       flights.set(slot, flight);
@@ -253,7 +251,8 @@
     request.headers.set(HEADER, key);
     intents.save(slot, { name: intent, key, state: OPEN });
     announce(target, "start", { intent, key, message: "" });
-    const outcome = await deliver(request, limits, (news) =>
+    const { signal } = request;
+    const outcome = await deliver({ send: (limit) => fetch(request.clone(), { signal: limit }), signal }, limits, (news) =>
       announce(target, "retry", { intent, key, ...news, message: retryMessage(news) }),
     );
     const { result, response, error } = outcome;
@@ -297,7 +296,7 @@
   }
 
   const intentOf = (form, plan) => form.dataset.idempotent || new URL(plan.url).pathname;
-  const formSlot = async (name, plan) => slotOf(name, "POST", plan.url, await fieldsOf(plan.data));
+  const formSlot = async (name, plan) => digest(name, "POST", plan.url, await fieldsOf(plan.data));
 
   // The hidden field: rendered with a key of its own, which also is the one that a form without this script sends.
   function fieldOf(form) {
@@ -322,20 +321,22 @@
     const slot = await formSlot(name, plan);
     const field = fieldOf(form);
     const key = (field.value = keyFor(slot, field.value));
-    intents.save(slot, { name, key, state: OPEN });
+    const known = intents.read(slot);
+    intents.save(slot, { ...(known?.key === key ? known : {}), name, key, state: OPEN });
     plan.data.set(FIELD, key);
     const about = { intent: name, key };
     tell(form, "start", { ...about, message: "One moment…" });
     const headers = { [HEADER]: key, [REPORT]: "1", Accept: "application/problem+json, text/html;q=0.9, */*;q=0.8" };
-    const request = new Request(plan.url, { method: "POST", headers, body: bodyOf(plan) });
-    const outcome = await deliver(request, options, (news) =>
+    const body = bodyOf(plan);
+    const request = (signal) => fetch(plan.url, { method: "POST", headers, body, signal });
+    const outcome = await deliver({ send: request, signal: new AbortController().signal }, options, (news) =>
       tell(form, "retry", { ...about, ...news, message: retryMessage(news) }),
     );
-    if (outcome.result === "done") succeed(form, slot, about, outcome.response);
+    if (outcome.result === "done") await succeed(form, slot, about, outcome.response);
     else await fail(form, slot, about, outcome);
   }
 
-  function succeed(form, slot, about, response) {
+  async function succeed(form, slot, about, response) {
     const reported = response.headers.get(LOCATION);
     const location = reported ? new URL(reported, response.url).href : response.redirected ? response.url : undefined;
     const state = "idempotentKeep" in form.dataset ? OPEN : ANSWERED;
@@ -343,7 +344,7 @@
     const message = location ? "Done. One moment…" : "Done.";
     const { proceed } = tell(form, "done", { ...about, response: response.clone(), location, message });
     if (proceed && location) leave(form, location);
-    else if (proceed && isPage(response)) show(response);
+    else if (proceed && isPage(response)) await show(response);
     else if (state === OPEN) rest(form);
     else finish(form, slot); // the page stays, and what it sends next is another intent
   }
@@ -355,7 +356,7 @@
     const { proceed } = tell(form, "fail", detail);
     if (ended) finish(form, slot);
     else rest(form);
-    if (ended && proceed && isPage(response)) show(response);
+    if (ended && proceed && isPage(response)) await show(response);
   }
 
   // The intent is over: what the form sends next is another one.
@@ -379,7 +380,8 @@
     if (here === there && url.hash) location.reload();
   }
 
-  const isPage = (response) => /^text\/html\b/.test(response.headers.get("Content-Type") ?? "");
+  const isPage = ({ status, headers }) =>
+    ![204, 205].includes(status) && /^text\/html\b/.test(headers.get("Content-Type") ?? "");
 
   // A page as answer (the form again, with what is wrong in it) takes the place of this one.
   async function show(response) {
@@ -401,19 +403,21 @@
     if (ready) {
       running.delete(form);
       leaving.delete(form);
-      form.removeAttribute("aria-busy");
       const { buttons = [], focus } = disabled.get(form) ?? {};
-      for (const button of buttons) button.disabled = false;
+      for (const button of buttons) {
+        button.disabled = false;
+        button.removeAttribute("aria-busy");
+      }
       if (focus?.isConnected && document.activeElement === document.body) focus.focus({ preventScroll: true });
       return;
     }
     running.add(form);
     const buttons = submits(form).filter((button) => !button.disabled);
     disabled.set(form, { buttons, focus: buttons.find((button) => button === document.activeElement) });
-    form.setAttribute("aria-busy", "true");
     for (const button of buttons) {
       button.autocomplete = "off"; // or Firefox would keep it disabled over a reload
       button.disabled = true;
+      button.setAttribute("aria-busy", "true"); // not the form: that would silence the status in it
     }
   }
 
@@ -489,7 +493,7 @@
     const ends = typeof which === "function" ? which : ({ name }) => name === which;
     for (const slot of intents.slots()) {
       const intent = intents.read(slot);
-      if (intent.state === OPEN && ends(intent)) intents.save(slot, { ...intent, state: OVER });
+      if (intent?.state === OPEN && ends(intent)) intents.save(slot, { ...intent, state: OVER });
     }
   }
 

@@ -124,6 +124,10 @@ class NoTier:
         """Nothing is known here."""
         return []
 
+    def drop(self, key: str, record: bytes) -> bool:
+        """There are none."""
+        return False
+
     def drop_copies(self) -> None:
         """There are none."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from flask_caching.backends.rediscache import RedisClusterCache
@@ -12,7 +12,10 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from .nodes import ClusterNodes, Nodes, OneServer, Place, SentinelNodes
+from .cluster import ClusterNodes
+from .nodes import Nodes, OneServer, SentinelNodes
+from .pool import Place
+from .sentinels import Sentinels
 
 POOL_SIZE: Final = 32
 PATIENCE: Final = 3.0  # seconds
@@ -76,8 +79,8 @@ def nodes_behind(client: Any, timeout: float | None) -> Nodes:
     given, encrypted = pool.connection_kwargs, issubclass(pool.connection_class, SSLConnection)
     common = (_settings(given, timeout, encrypted), *_limits(pool.max_connections))
     if hasattr(pool, "sentinel_manager"):
-        cls = SSLConnection if encrypted else Connection
-        return SentinelNodes(_sentinels(pool.sentinel_manager, timeout, encrypted), pool.service_name, cls, *common)
+        sentinels = _sentinels(pool.sentinel_manager, pool.service_name, timeout, encrypted)
+        return SentinelNodes(sentinels, SSLConnection if encrypted else Connection, *common)
     return OneServer(_plain(pool.connection_class), *common)
 
 
@@ -88,21 +91,14 @@ def _cluster(startup: list[Place], given: Mapping[str, Any], timeout: float | No
     return ClusterNodes(startup, SSLConnection if encrypted else Connection, settings, *limits)
 
 
-def _sentinels(lent: Sentinel, timeout: float | None, encrypted: bool) -> Sentinel:
-    """Sentinels of our own, with the credentials and TLS settings of the lent ones."""
-    limit = timeout or (TIMEOUT_TLS if encrypted else TIMEOUT)
-    places = [one.connection_pool.connection_kwargs for one in lent.sentinels]
-    ours = {name: value for name, value in lent.sentinel_kwargs.items() if name in _INHERITED or name == "ssl"}
-    return Sentinel(  # type: ignore[no-untyped-call]
-        [(place["host"], place["port"]) for place in places],
-        sentinel_kwargs={
-            **ours,
-            "socket_timeout": limit,
-            "socket_connect_timeout": limit,
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),
-        },
-    )
+def _sentinels(lent: Sentinel, service: str, timeout: float | None, encrypted: bool) -> Sentinels:
+    """Connections of our own to the sentinels, with the credentials and TLS settings of the lent ones."""
+
+    def connect(pool: Any) -> Callable[[], Any]:
+        cls, settings = _plain(pool.connection_class), _settings(pool.connection_kwargs, timeout, encrypted)
+        return lambda: cls(**settings)
+
+    return Sentinels([connect(sentinel.connection_pool) for sentinel in lent.sentinels], service)
 
 
 def _plain(connection_class: type) -> type:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 import time
@@ -20,10 +19,24 @@ PROBE_JITTER: Final = 0.2
 LEFTOVER_SECONDS: Final = 1.0
 
 
+class Prober:
+    """The thread that probes."""
+
+    def __init__(self) -> None:
+        self.told_to_stop = threading.Event()
+
+    def start(self, probe: Callable[[Prober], None]) -> None:
+        """Start the thread.
+
+        :raises RuntimeError: there is none to be had.
+        """
+        threading.Thread(target=probe, args=(self,), name="idempotency-probe", daemon=True).start()
+
+
 class Breaker:
     """Counts failures in a row, opens at the second, and closes when ``recover`` succeeds.
 
-    The probe is one thread per process, started by the first who needs it and so never before a fork. While nothing is
+    The probe is one thread, started by the first who needs it. While nothing is
     wrong it glances at the server at the same pace, so that a restart or an outage is noticed where nobody asks.
 
     :param recover: brings the server's records up to date. True when nothing is left to do, False when some records
@@ -44,7 +57,7 @@ class Breaker:
         self._changed = changed
         self._lock = threading.Lock()
         self._failures = 0
-        self._prober: tuple[int, object] | None = None  # the process in which a probe runs, and which one it is
+        self._prober: Prober | None = None
         self._wanted = False  # since the last recovery began
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
@@ -75,7 +88,7 @@ class Breaker:
     def watch(self) -> None:
         """See to it that the probe of this process runs."""
         prober = self._prober
-        if prober is None or prober[0] != os.getpid():
+        if prober is None:
             self._start()
 
     def probe(self) -> None:
@@ -86,30 +99,31 @@ class Breaker:
     def stop(self) -> None:
         """Let the probe end, whatever is left to do."""
         with self._lock:
-            self._prober = None
+            prober, self._prober = self._prober, None
+        if prober is not None:
+            prober.told_to_stop.set()
 
     def _start(self) -> None:
         with self._lock:
-            if self._prober is not None and self._prober[0] == os.getpid():
+            if self._prober is not None:
                 return
-            prober = (os.getpid(), object())
+            prober = self._prober = Prober()
             try:
-                threading.Thread(target=self._probe, args=(prober,), name="idempotency-probe", daemon=True).start()
+                prober.start(self._probe)
             except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
+                self._prober = None
                 log.warning("idempotency: Redis cannot be looked for: %s", error)
-                return
-            self._prober = prober
 
-    def _probe(self, me: tuple[int, object]) -> None:
+    def _probe(self, me: Prober) -> None:
         pause: float | None = PROBE_SECONDS
         while pause is not None:
-            time.sleep(pause * random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER))  # noqa: S311
-            if self._prober != me:  # told to stop
+            jitter = random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER)  # noqa: S311
+            if me.told_to_stop.wait(pause * jitter) or self._prober is not me:
                 return
             to_do = self._wanted or self.reason is not None
             pause = self._try_to_recover(me) if to_do else self._look()
 
-    def _try_to_recover(self, me: tuple[int, object]) -> float | None:
+    def _try_to_recover(self, me: Prober) -> float | None:
         """One attempt; the seconds until the next, or None when there is nothing left to do for this thread."""
         self._wanted, was_open = False, self.is_open
         try:
@@ -137,7 +151,7 @@ class Breaker:
             self.succeeded()
         return PROBE_SECONDS
 
-    def _closed(self, me: tuple[int, object], finished: bool) -> bool:
+    def _closed(self, me: Prober, finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
             ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
@@ -146,7 +160,7 @@ class Breaker:
                 self.ended = time.monotonic()
             self._wanted = self._wanted or not finished
             over = not self._wanted
-            if over and self._glance is None and self._prober == me:
+            if over and self._glance is None and self._prober is me:
                 self._prober = None
         if ended:
             log.warning("idempotency: Redis is back, and has what was recorded meanwhile")

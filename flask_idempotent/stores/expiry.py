@@ -31,12 +31,15 @@ class Expiries(Generic[Key]):
     def add(self, key: Key, expires: int) -> None:
         """Note when a key expires, in any unit of time. O(log n)."""
         heapq.heappush(self._heap, (expires, key))
-        if not self._old and len(self._heap) > 2 * self._size() + SLACK:
+        if self._old:
+            self._move()
+        elif len(self._heap) > 2 * self._size() + SLACK:
             self._heap, self._old = [], self._heap
-        for _ in range(min(MOVED, len(self._old))):
-            entry = self._old.pop()
-            if self._expiry_of(entry[1]) == entry[0]:
-                heapq.heappush(self._heap, entry)
+
+    def due(self, now: int) -> bool:
+        """Whether the time of any entry has come."""
+        heap, old = self._heap, self._old
+        return bool((heap and heap[0][0] <= now) or (old and old[0][0] <= now))
 
     def expired(self, now: int, limit: int) -> Iterator[Key | None]:
         """Take out entries whose time has come: their keys, or None for those that are out of date.
@@ -49,3 +52,9 @@ class Expiries(Generic[Key]):
                 return
             expires, key = heapq.heappop(heap)
             yield key if self._expiry_of(key) == expires else None
+
+    def _move(self) -> None:
+        for _ in range(min(MOVED, len(self._old))):
+            entry = self._old.pop()
+            if self._expiry_of(entry[1]) == entry[0]:
+                heapq.heappush(self._heap, entry)

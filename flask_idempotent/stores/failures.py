@@ -7,7 +7,8 @@ from typing import Final
 from redis import exceptions
 
 from ..core.store import StoreError, StoreFull
-from .wire import Exhausted, ServerError
+from .pool import Exhausted
+from .wire import ServerError
 
 # The server is there, and cannot take a write now: it loads, fails over, lacks replicas or cannot reach its disk.
 _AWAY: Final = frozenset(

@@ -21,8 +21,8 @@ from .rows import SCHEMA
 VERSION: Final = 1  # of the schema
 APPLICATION: Final = 0x49644B79  # marks a SQLite file as ours
 PAGE_BYTES: Final = 4096
-FEWEST_PAGES: Final = 24  # an empty file has about a dozen
-LOG_BYTES: Final = 8 << 20  # what the write-ahead log shrinks back to
+LOG_PAGES: Final = 500  # after which the write-ahead log is written back
+LOG_BYTES: Final = 4 << 20  # what is left for it, and what it shrinks back to
 OPENING_SECONDS: Final = 2.0  # to wait for another one who opens the file
 
 Identities = dict[str, tuple[int, int]]  # device and inode, by path
@@ -59,12 +59,14 @@ class Opened:
     :param path: of the file.
     :param identities: device and inode of the file and of what SQLite keeps beside it, by path.
     :param offset: seconds to add to the host's monotonic clock; None to go by the machine's time.
+    :param limit_bytes: how large it may grow.
     """
 
     connection: sqlite3.Connection
     path: str
     identities: Identities
     offset: float | None
+    limit_bytes: int
 
 
 class HostFile:
@@ -73,13 +75,12 @@ class HostFile:
     A file of another boot of the machine is replaced by an empty one: its clock has ended, and with it its workers.
 
     :param path: of the file; its directory is made if it is not there. On a local file system.
-    :param limit_bytes: how large it may grow.
+    :param limit_bytes: how large it may grow, where its file system has as much.
     """
 
     def __init__(self, path: Path, limit_bytes: int) -> None:
         self.path = path
         self.limit_bytes = limit_bytes
-        self.pages = max(limit_bytes // PAGE_BYTES, FEWEST_PAGES)
         self._abandoned: Identities = {}
 
     def open(self) -> Opened:
@@ -95,6 +96,13 @@ class HostFile:
                 return self._open()
         except OSError as error:
             raise StoreError(f"{self.path} cannot be opened: {error.strerror}; see IDEMPOTENCY_SHARED_PATH") from error
+
+    def last_written(self) -> int:
+        """When anybody last wrote to the file, in nanoseconds and coarse; 0 when nobody has it open."""
+        try:
+            return self.path.with_name(self.path.name + "-wal").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def abandon(self, old: Identities) -> bool:
         """Leave a file that was deleted while in use. What is left of it goes, too, so that nobody goes on with a part.
@@ -143,7 +151,8 @@ class HostFile:
                 raise
             else:
                 if made_in == boot:
-                    return Opened(connection, str(self.path), identities(str(self.path)), offset if boot else None)
+                    known = identities(str(self.path))
+                    return Opened(connection, str(self.path), known, offset if boot else None, self._room())
                 connection.close()
             self._remove()
 
@@ -174,10 +183,22 @@ class HostFile:
         # the machine, and the records of another boot do not count anyway.
         if execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
             raise StoreError(f"{self.path} is on a file system without shared memory: change IDEMPOTENCY_SHARED_PATH")
-        for setting in ("synchronous=OFF", "mmap_size=0", "temp_store=MEMORY", f"journal_size_limit={LOG_BYTES}"):
+        for setting in (
+            "synchronous=OFF",
+            "mmap_size=0",
+            "temp_store=MEMORY",
+            f"wal_autocheckpoint={LOG_PAGES}",
+            f"journal_size_limit={LOG_BYTES}",
+        ):
             execute(f"PRAGMA {setting}")
         origin: tuple[str, float] = execute("SELECT boot, ahead FROM origin").fetchone()
         return origin
+
+    def _room(self) -> int:
+        """How large the file may grow. A log that cannot be written back for want of room would stop everything."""
+        system = os.statvfs(self.path.parent)
+        ours = sum(os.stat(part).st_size for part in identities(str(self.path)))
+        return min(self.limit_bytes, system.f_bavail * system.f_frsize + ours - LOG_BYTES)
 
     def _remove(self) -> None:
         for side in ("", *_SIDES):
@@ -209,7 +230,7 @@ def _differs(known: Identities) -> bool:
         return True
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether an error means that the file's content is broken."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 

@@ -64,6 +64,8 @@ class Ledger:
 
     def sweep(self, now: int) -> bool:
         """Remove a few debts that have expired; whether there may be more."""
+        if not self._expiries.due(now):
+            return False
         looked_at = 0
         for serial in self._expiries.expired(now, SWEPT):
             looked_at += 1

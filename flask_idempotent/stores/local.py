@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import repeat
 from typing import ClassVar, Final
 
 from ..core.machine import Change, Effect, Event, transition
@@ -21,7 +20,6 @@ __all__ = ["Debt", "LocalStore", "LocalTier"]
 
 DELETION_MS: Final = 86_400_000  # for how long a deletion is owed
 NOBODY: Final = b""  # the owner of plain values
-UNTIL_TOLD: Final = float("inf")
 
 
 class LocalStore:
@@ -31,7 +29,7 @@ class LocalStore:
     :param clock: milliseconds since the epoch, the same for all who use the rows.
     """
 
-    cache_type: ClassVar[str] = "memory"  # in its report
+    host_wide: ClassVar[bool] = False  # in its report
 
     def __init__(self, table: Table, clock: Callable[[], int]) -> None:
         self._table = table
@@ -53,7 +51,7 @@ class LocalStore:
         if not claims:
             return []
         try:
-            return self._table.run(lambda rows: [self._renew(rows, claim, owed) for claim in claims])
+            return self._table.run(lambda rows: [self._renew(rows, claim, owed) for claim in claims], settles=True)
         except StoreFull:
             return [self._renew_alone(claim, owed) for claim in claims]
 
@@ -73,18 +71,16 @@ class LocalStore:
         """See :class:`~flask_idempotent.core.store.Store`. No transaction is held meanwhile."""
         deadline = time.monotonic() + timeout_ms / 1000
         with self._listening(key) as changed:
-            for pause in self._pauses():
+            while True:
                 changed.clear()
                 record, now = self._look(key)
                 if record is None:
                     return Gone()
                 if record[1:2] != State.PENDING.value:
                     return Found(record, now)
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
-                changed.wait(min(left, pause))
-        return TimedOut()
+                if time.monotonic() >= deadline:
+                    return TimedOut()
+                self._rest(changed, deadline)
 
     def begin_step(self, claim: Claim, name: bytes, intent: bytes, *, owed: bool = False) -> bytes | None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
@@ -108,7 +104,7 @@ class LocalStore:
                 self._append(rows, claim, self._journal(rows, claim) + result, owed)
             return kept
 
-        return self._table.run(work)
+        return self._table.run(work, settles=True)
 
     def peek(self, key: str) -> Found | None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -154,8 +150,8 @@ class LocalStore:
         try:
             size = self._table.run(lambda rows: rows.count(self._clock()), writes=False)
         except StoreError as error:
-            return Report(cache_type=self.cache_type, outage=str(error), refused=True)
-        return Report(cache_type=self.cache_type, in_memory_size=size)
+            return Report(cache_type="memory", host_wide=self.host_wide, outage=str(error), refused=True)
+        return Report(cache_type="memory", host_wide=self.host_wide, in_memory_size=size)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`. The records stay."""
@@ -163,7 +159,7 @@ class LocalStore:
 
     def owe(self, claim: Claim, ttl_ms: int = 0) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
-        self._table.run(lambda rows: _owe(rows, claim, self._clock(), ttl_ms))
+        self._table.run(lambda rows: _owe(rows, claim, self._clock(), ttl_ms), settles=True)
 
     def debts(self, after_serial: int = 0, limit: int = 500) -> list[Debt]:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
@@ -200,6 +196,18 @@ class LocalStore:
 
         return self._table.run(work, writes=False)
 
+    def drop(self, key: str, record: bytes) -> bool:
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
+
+        def work(rows: Rows) -> bool:
+            now = self._clock()
+            unchanged = rows.find(key, now)[0] == record and not rows.is_owed(key, now)
+            if unchanged:
+                rows.remove(key)
+            return unchanged
+
+        return self._table.run(work)
+
     def drop_copies(self) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`. In small transactions, so that nobody waits for it."""
         after: int | None = 0
@@ -223,7 +231,7 @@ class LocalStore:
         self._table.may_drop = may_drop
 
     def _end(self, event: Event, claim: Claim, owed: bool, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
-        _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms))
+        _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms), settles=True)
         self._wake(claim.key)
         return change.effect is not Effect.REFUSED
 
@@ -232,7 +240,7 @@ class LocalStore:
 
     def _renew_alone(self, claim: Claim, owed: bool) -> bool:
         try:
-            return self._table.run(lambda rows: self._renew(rows, claim, owed))
+            return self._table.run(lambda rows: self._renew(rows, claim, owed), settles=True)
         except StoreFull:  # no room to put an absent record back; but nobody else has the key
             return True
 
@@ -274,9 +282,9 @@ class LocalStore:
 
         return self._table.run(work, writes=False)
 
-    def _pauses(self) -> Iterator[float]:
-        """For how many seconds to wait for :meth:`_wake` between two looks at a record."""
-        return repeat(UNTIL_TOLD)
+    def _rest(self, changed: threading.Event, deadline: float) -> None:
+        """Wait until something has happened to a key that is waited for; at most until the deadline, monotonic."""
+        changed.wait(max(deadline - time.monotonic(), 0))
 
     @contextmanager
     def _listening(self, key: str) -> Iterator[threading.Event]:

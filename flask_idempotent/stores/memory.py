@@ -26,6 +26,7 @@ DROP_CANDIDATES: Final = 16
 SWEPT: Final = 16  # entries of the expiry queue per new key
 COUNTED: Final = 10_000  # entries of it for an exact count
 DROPPED: Final = 1000  # keys per transaction when copies are dropped
+_PENDING: Final = State.PENDING.value
 _DEADLINE: Final = slice(HEAD_SIZE - DEADLINE_SIZE, HEAD_SIZE)
 
 
@@ -77,9 +78,11 @@ class RecordCache(SimpleCache):
         self._cache[key] = (expires, value)
         if before != expires:
             self._expiries.add(key, expires)
-        self._settled.pop(key, None)
-        if value[1:2] != State.PENDING.value:
+        if value[1:2] != _PENDING:
             self._settled[key] = None
+            self._settled.move_to_end(key)
+        elif before is not None:
+            self._settled.pop(key, None)
 
     def drop_expired(self, now: int, limit: int = SWEPT) -> int:
         """Look at some of what may have expired, and remove it; hold the lock.
@@ -109,7 +112,8 @@ class RecordCache(SimpleCache):
 
     def _make_room(self, size: int, now: int) -> None:
         """Let a new record of ``size`` bytes fit in."""
-        self.drop_expired(now)
+        if self._expiries.due(now):
+            self.drop_expired(now)
         while full := self._full(size):
             if not self.drop_expired(now) and not self._drop_one():
                 raise StoreFull(f"the memory store holds its limit of {full}, shorten IDEMPOTENCY_TTL or use Redis")
@@ -150,7 +154,7 @@ class MemoryTable:
         self._to_drop: list[str] = []  # the keys that are looked at, part by part
         backend.may_drop = lambda key: not self._ledger.owes(key) and self.may_drop(key)
 
-    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """See :class:`~flask_idempotent.stores.table.Table`."""
         with self._backend.lock:
             return work(self)
@@ -234,7 +238,7 @@ class MemoryTable:
     def _is_copy(self, key: str, now: int) -> bool:
         """Whether a record is settled, or a claim whose lease is over."""
         record, _ = self._backend.find(key, now)
-        return record is not None and (record[1:2] != State.PENDING.value or record[_DEADLINE] <= b"%013d" % now)
+        return record is not None and (record[1:2] != _PENDING or record[_DEADLINE] <= b"%013d" % now)
 
 
 class MemoryStore(LocalStore):

@@ -62,6 +62,11 @@ class Recovery:
         self._shared.ping()
         return self.meet() or self._restarted or self._local.owed_count() > 0
 
+    @property
+    def is_acquainted(self) -> bool:
+        """Whether no connection was made since the servers were last told apart."""
+        return self._shared.nodes.connects == self._seen
+
     def meet(self) -> bool:
         """Look which servers answer, if a connection was made since the last look. True where they were restarted or
         replaced, so that records may be missing there.
@@ -70,8 +75,7 @@ class Recovery:
 
         :raises StoreError: Redis is away.
         """
-        made = self._shared.nodes.connects
-        if made == self._seen:
+        if self.is_acquainted:
             return False
         with self._lock:
             servers = self._shared.servers()

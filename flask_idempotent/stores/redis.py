@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any, Final, cast
 
 from ..core.machine import Standing, standing
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, Head, State, read_head
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, OWNER, Head, State, read_head
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
+from .condition import Condition
 from .failures import ERRORS, store_error
 from .nodes import Nodes
 from .scripts import Script
 from .servers import run_ids
 from .wakeups import Wakeups
-from .wire import Reply, ServerError, pack
+from .wire import More, Reply, ServerError, pack
 
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 PING: Final = pack("PING")
@@ -54,28 +56,33 @@ class RedisStore:
     :param nodes: the servers.
     :param alone: whether no other tier remembers an outcome that this one could not be told; then it is told twice.
     :param min_replicas: how many replicas must have a claim or an outcome before it counts.
-    :param wait_ms: how long they may take for it.
+    :param wait_ms: how long they may take for it; None for most of the time that a server may take to answer.
     """
 
-    def __init__(self, nodes: Nodes, *, alone: bool = False, min_replicas: int = 0, wait_ms: int = 200) -> None:
+    def __init__(self, nodes: Nodes, *, alone: bool = False, min_replicas: int = 0, wait_ms: int | None = None) -> None:
         self.nodes = nodes
+        self.condition = Condition(nodes)
+        self.min_replicas = min_replicas
         self._alone = alone
-        self._min_replicas = min_replicas
-        self._durably = pack("WAIT", min_replicas, wait_ms) if min_replicas else b""
+        self._durably = pack("WAIT", min_replicas, wait_ms or int(nodes.timeout * 800)) if min_replicas else b""
         self._wakeups = Wakeups(nodes.client)
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
         args = (claim.owner, claim.fingerprint, terms.lease_ms, terms.ttl_ms, int(terms.resume))
-        answer, replicas = self._run_durably(scripts.CLAIM, claim.key, *args)
+        answer, lacking = self._run_durably(scripts.CLAIM, claim.key, *args, wrote=partial(_stands, claim))
         now, record = _timed(answer)
         if record is None:
             raise StoreError("Redis answered nothing to a claim")
+        self.condition.log_once()
         if standing(record, claim, now) is not Standing.OWN:
             return Found(record, now)
-        self._check(replicas)
-        return Claimed(read_head(record).attempt)
+        attempt = read_head(record).attempt
+        if lacking:
+            self._take_back(replace(claim, attempt=attempt))
+            raise lacking
+        return Claimed(attempt)
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """See :class:`~flask_idempotent.core.store.Store`. One pipeline for all of a server's."""
@@ -95,7 +102,8 @@ class RedisStore:
         try:
             return self._end(scripts.COMPLETE, *args)
         except StoreFull:
-            self._run(scripts.STRETCH, claim.key, claim.owner, ttl_ms)
+            with suppress(StoreError):
+                self._run(scripts.STRETCH, claim.key, claim.owner, ttl_ms)
             raise
         except StoreError as error:
             if not (self._alone and error.outage):
@@ -146,6 +154,10 @@ class RedisStore:
         now, record = _timed(self._run(scripts.PEEK, key))
         return None if record is None else Found(record, now)
 
+    def left(self, key: str) -> int:
+        """Milliseconds for which a key is still kept; 0 where nothing stands."""
+        return max(int(self._command("PTTL", key)), 0)
+
     def restore(self, copies: Sequence[Copy]) -> list[Restored | StoreError]:
         """Write back what was decided while Redis was away, in one pipeline.
 
@@ -192,7 +204,9 @@ class RedisStore:
                 for reply in replies:
                     if isinstance(reply, ServerError):
                         raise reply
-                self._check(replies[1] if self._durably else None)
+                if self._durably and (lacking := self._lacking("", replies[1])):
+                    raise lacking
+        self.condition.log_once()
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -200,7 +214,7 @@ class RedisStore:
             self.ping()
         except StoreError as error:
             return Report(cache_type="redis", outage=str(error), refused=not error.outage)
-        return Report(cache_type="redis", redis_available=True)
+        return Report(cache_type="redis", redis_available=True, warnings=self.condition.warnings())
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -208,31 +222,48 @@ class RedisStore:
         self.nodes.close()
 
     def _end(self, script: Script, key: str, *args: bytes | int) -> bool:
-        answer, replicas = self._run_durably(script, key, *args)
-        if answer:
-            self._check(replicas)
-        return bool(answer)
+        ended, lacking = self._run_durably(script, key, *args, wrote=bool)
+        if lacking:
+            raise lacking
+        return bool(ended)
 
-    def _check(self, replicas: int | None) -> None:
-        if replicas is not None and replicas < self._min_replicas:
-            raise StoreError(f"only {replicas} of {self._min_replicas} replicas have the record", outage=True)
+    def _take_back(self, claim: Claim) -> None:
+        """The request is not going to run. (Where there is another tier, that one knows what is to become of it.)"""
+        if self._alone:
+            with suppress(StoreError):
+                self.forget(claim) if claim.attempt == 1 else self.fail(claim)
+
+    def _lacking(self, key: str, replicas: int) -> StoreError | None:
+        """The error of a write that too few replicas have; None when it is well."""
+        if replicas >= self.min_replicas:
+            return None
+        self.nodes.doubt(key)  # they may follow another master by now
+        return StoreError(f"only {replicas} of {self.min_replicas} replicas have the record", outage=True)
 
     def _run(self, script: Script, key: str, *args: bytes | int) -> Reply:
-        (answer,) = self._send(script, key, args, b"", 1)
+        (answer,) = self._send(script, key, args)
         return answer
 
-    def _run_durably(self, script: Script, key: str, *args: bytes | int) -> tuple[Reply, int | None]:
-        """The script's answer and the number of replicas that have what it wrote: WAIT on the same connection."""
-        if not self._durably:
-            return self._run(script, key, *args), None
-        answer, replicas = self._send(script, key, args, self._durably, 2)
-        return answer, replicas
+    def _run_durably(
+        self, script: Script, key: str, *args: bytes | int, wrote: Callable[[Reply], bool]
+    ) -> tuple[Reply, StoreError | None]:
+        """The script's answer, and an error where it wrote what too few replicas have.
 
-    def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: bytes, count: int) -> list[Reply]:
+        WAIT goes over the connection that wrote, for it tells of no other; and only after a write: nobody should wait
+        for a replica who merely reads.
+        """
+
+        def more(replies: list[Reply]) -> bytes:
+            return b"" if isinstance(replies[0], ServerError) or not wrote(replies[0]) else self._durably
+
+        answer, *replicas = self._send(script, key, args, more if self._durably else None)
+        return answer, self._lacking(key, replicas[0]) if replicas else None
+
+    def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: More | None = None) -> list[Reply]:
         with translated():
-            replies = self.nodes.exchange(key, script.call(key, *args) + more, count)
+            replies = self.nodes.exchange(key, script.call(key, *args), 1, more=more)
             if _is_unknown(replies[0]):
-                replies = self.nodes.exchange(key, script.whole(key, *args) + more, count)
+                replies = self.nodes.exchange(key, script.whole(key, *args), 1, more=more)
             for reply in replies:
                 if isinstance(reply, ServerError):
                     raise reply
@@ -268,6 +299,12 @@ def translated() -> Iterator[None]:
 def _timed(answer: Any) -> tuple[int, bytes | None]:
     """The server's clock and the record from one string, or nil where there is no record."""
     return (0, None) if answer is None else (int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:])
+
+
+def _stands(claim: Claim, answer: Any) -> bool:
+    """Whether a claim's answer says that the key is the claim's own."""
+    _, record = _timed(answer)
+    return record is not None and record[OWNER] == claim.owner
 
 
 def _is_unknown(reply: Reply) -> bool:

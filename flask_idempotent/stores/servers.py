@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,8 @@ from .wire import pack
 
 UNKNOWN: Final = "unknown"
 SAFE_POLICY: Final = "noeviction"
+EVICTION, PERSISTENCE, ROLE = "eviction", "persistence", "role"
+_SILENT: Final = "for it does not answer that question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class Server:
     """One server. What it does not tell is ``"unknown"``.
 
     :param name: where it is.
-    :param version: of the server, such as ``"7.0.15"``.
+    :param version: of the server, such as ``"7.0.15"``; for Valkey that of the Redis whose commands it has.
+    :param product: ``"Redis 7.0.15"`` or ``"Valkey 8.0.1"``.
     :param policy: its ``maxmemory-policy``.
     :param persistence: ``"aof"``, ``"rdb"``, ``"aof+rdb"`` or ``"none"``.
     :param role: ``"master"`` or ``"slave"``, as the server calls it.
@@ -28,19 +31,33 @@ class Server:
 
     name: str
     version: str = UNKNOWN
+    product: str = UNKNOWN
     policy: str = UNKNOWN
     persistence: str = UNKNOWN
     role: str = UNKNOWN
     replicas: int | None = None
 
-    def dangers(self) -> Iterator[str]:
-        """What may lose records, one sentence each with the remedy."""
+    def dangers(self) -> dict[str, str]:
+        """What may lose records, by what it is about: a sentence each with the remedy, without any address."""
+        found = {}
         if self.policy not in (SAFE_POLICY, UNKNOWN):
-            yield f"{self.name} evicts records ({self.policy}); set maxmemory-policy noeviction"
+            found[EVICTION] = f"Redis evicts records ({self.policy}); set maxmemory-policy noeviction"
         if self.persistence == "none":
-            yield f"{self.name} keeps nothing over a restart; set appendonly yes"
+            found[PERSISTENCE] = "Redis keeps nothing over a restart; set appendonly yes"
         if self.role == "slave":
-            yield f"{self.name} is a replica and takes no writes; name the master, or use Sentinel"
+            found[ROLE] = "this Redis is a replica and takes no writes; name the master, or use Sentinel"
+        return found
+
+    def unknowns(self) -> dict[str, str]:
+        """What may lose records for all that the server tells, likewise."""
+        found = {}
+        if self.policy == UNKNOWN:
+            found[EVICTION] = f"unknown whether Redis evicts records, {_SILENT}; see to maxmemory-policy noeviction"
+        if self.persistence == UNKNOWN:
+            found[PERSISTENCE] = f"unknown whether Redis keeps records over a restart, {_SILENT}; see to appendonly yes"
+        if self.role == UNKNOWN:
+            found[ROLE] = f"unknown whether this Redis is the master, {_SILENT}; see to it that it takes writes"
+        return found
 
 
 def run_ids(nodes: Nodes) -> str | None:
@@ -85,11 +102,19 @@ def _server(
     return Server(
         name,
         version=server.get("redis_version", UNKNOWN),
+        product=_product(server),
         policy=memory.get("maxmemory_policy", UNKNOWN),
         persistence=_persistence(persistence.get("aof_enabled"), save.get("save")),
         role=replication.get("role", UNKNOWN),
         replicas=None if replicas is None else int(replicas),
     )
+
+
+def _product(server: Mapping[str, str]) -> str:
+    for name in ("valkey", "redis"):
+        if version := server.get(f"{name}_version"):
+            return f"{name.capitalize()} {version}"
+    return UNKNOWN
 
 
 def _persistence(aof_enabled: str | None, save: str | None) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 from weakref import WeakSet, finalize
 
-from .hostfile import Identities, Opened, identities, identity, inherited
+from .hostfile import PAGE_BYTES, Identities, Opened, identities, identity, inherited
 from .rows import SqlRows
 
 Answer = TypeVar("Answer")
 
+RESERVE: Final = 8  # one part in so many of the file is for the requests that already run, not for new keys
+FEWEST_PAGES: Final = 24  # an empty file has about a dozen
 KEPT: Final = 8  # idle connections
 CHECK_SECONDS: Final = 0.01  # a look at the file costs as much as a tenth of a claim
 TEND_SECONDS: Final = 1.0
@@ -35,17 +37,17 @@ class Replaced(Exception):
 class Session:
     """One connection at work.
 
-    :param opened: the connection.
-    :param limit_bytes: how large the log may grow while somebody hinders it from being reset.
+    :param opened: the connection. The limit counts for the file, and for its log while somebody hinders its reset.
     """
 
-    def __init__(self, opened: Opened, limit_bytes: int) -> None:
+    def __init__(self, opened: Opened) -> None:
         self._connection = opened.connection
         self._path = opened.path
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = opened.limit_bytes
         self._check_at = self._tend_at = 0.0
         self.identities = opened.identities
         self.rows = SqlRows(opened.connection)
+        self.use_reserve(False)
 
     def transact(self, work: Callable[[SqlRows], Answer], writes: bool) -> Answer:
         """Do some work in one transaction, which is undone on any error.
@@ -69,9 +71,10 @@ class Session:
             raise
         return answer
 
-    def allow(self, pages: int) -> None:
-        """How many pages the file may have by this connection's writes."""
-        self._connection.execute(f"PRAGMA max_page_count={pages}")
+    def use_reserve(self, yes: bool) -> None:
+        """Whether this connection may use the part of the file that new keys leave to the requests that run."""
+        pages = max(self._limit_bytes // PAGE_BYTES, FEWEST_PAGES)
+        self._connection.execute(f"PRAGMA max_page_count={pages if yes else pages - pages // RESERVE}")
 
     def close(self) -> None:
         """Close the connection; never in a process that has only inherited it."""
@@ -96,8 +99,8 @@ class Session:
 
         The log is reset when nobody reads it. A process that is stopped in the middle of a read hinders that.
         """
-        for part in self.identities:
-            os.utime(part)
+        for part in self.identities:  # the time of the last write stays
+            os.utime(part, ns=(time.time_ns(), os.stat(part).st_mtime_ns))
         log = f"{self._path}-wal"
         if os.stat(log).st_size > self._limit_bytes:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -117,8 +120,7 @@ class Sessions:
 
     def __init__(self, open_: Callable[[], Session]) -> None:
         self._open = open_
-        self._lock = threading.Lock()
-        self._turn = threading.Condition(self._lock)
+        self._renew_locks()
         self._idle: list[Session] = []
         self._all: set[Session] = set()
         self._lent = 0
@@ -163,6 +165,16 @@ class Sessions:
             self._all.discard(session)
             self._returned()
 
+    @contextmanager
+    def in_turn(self, seconds: float) -> Iterator[None]:
+        """Try again and again as the only thread of the process that does, or after a while as one of several."""
+        first = (queue := self._queue).acquire(timeout=seconds)
+        try:
+            yield
+        finally:
+            if first:
+                queue.release()
+
     def close(self) -> None:
         """Close what nobody uses. Sessions can be lent again."""
         while self._idle:
@@ -186,13 +198,18 @@ class Sessions:
 
     def begin_anew(self) -> None:
         """The fork is over, in the child. What was open nevertheless stays untouched, and its file with it."""
-        self._lock = threading.Lock()
-        self._turn = threading.Condition(self._lock)
+        self._renew_locks()
         self._idle.clear()
         for session in self._all:
             _left.append(session)
             inherited.update(session.identities.values())
         self._all, self._lent, self._forks, self._pid = set(), 0, 0, os.getpid()
+
+    def _renew_locks(self) -> None:
+        """A thread that the child of a fork does not have may have held the old ones."""
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
+        self._queue = threading.Lock()
 
     def _returned(self, session: Session | None = None) -> None:
         with self._lock:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import random
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Final, TypeVar
 
+from ..core.record import State
 from ..core.store import StoreError, StoreFull
 from .hostfile import HostFile, check_path, default_path, is_damage
 from .local import LocalStore
@@ -23,19 +27,48 @@ log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
 LIMIT_BYTES: Final = 64 << 20
-BUSY_SECONDS: Final = 0.25  # for which another process may hold the file
+BUSY_SECONDS: Final = 0.25  # for which another process may hold the file and write nothing
+SETTLING_SECONDS: Final = 5.0  # the same, where a finished request would run again if it were not written
+CROWDED_SECONDS: Final = 5.0  # for which others may always be faster
 FIRST_PAUSE: Final = 0.0002  # seconds, doubled with each try
-LONGEST_PAUSE: Final = 0.01
+LONGEST_PAUSE: Final = 0.005
 ROUNDS: Final = 8  # of making room for one record
-LOOKS: Final = (0.002, 0.003, 0.005, 0.008, 0.013)  # seconds between two looks of one who waits, then LAST_LOOKS
-LAST_LOOKS: Final = 0.02
-RESERVE: Final = 8  # one part in so many of the file is for the requests that already run, not for new keys
-REPLACED_SECONDS: Final = 2.0  # for which a file that is deleted over and over is made anew
+PAUSES: Final = (0.002, 0.003, 0.005, 0.008, 0.013)  # seconds between two looks of one who waits, and then always:
+LAST_PAUSES: Final = 0.02
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class _Busy(Exception):
     """Somebody else is writing, or has written since we began to read."""
+
+
+class _Patience:
+    """How long to try again: a file that many write is worth waiting for, one that is held by a frozen process is not.
+
+    The pauses are made in Python and not in SQLite: other greenlets can go on meanwhile.
+    """
+
+    def __init__(self, file: HostFile, settles: bool) -> None:
+        self._file = file
+        self._stillness = SETTLING_SECONDS if settles else BUSY_SECONDS
+        self._began = self._progress = time.monotonic()
+        self._written = file.last_written()
+        self._pause = 0.0
+
+    def wait(self, error: Exception) -> None:
+        """Sleep until the next try.
+
+        :raises StoreError: it is hopeless.
+        """
+        now = time.monotonic()
+        if now - self._began > CROWDED_SECONDS + self._stillness:
+            raise StoreError(f"{self._file.path} is written or replaced by others all the time") from error
+        if now - self._progress > self._stillness:
+            before, self._written, self._progress = self._written, self._file.last_written(), now
+            if self._written == before:
+                raise StoreError(f"{self._file.path} is held by another process, which has stopped: end it") from error
+        time.sleep(self._pause * random.uniform(0.5, 1.5))  # noqa: S311
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
 
 
 class SharedTable:
@@ -48,12 +81,11 @@ class SharedTable:
     def __init__(self, file: HostFile, clock: Callable[[], int] | None) -> None:
         self.may_drop: Callable[[str], bool] = lambda _key: False
         self._file = file
-        self._usual_pages = file.pages - file.pages // RESERVE
         self._ahead: float | None = None  # of the host's monotonic clock
         self._sessions = Sessions(self._open)
         self.now = clock or self._file_now
 
-    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """See :class:`~flask_idempotent.stores.table.Table`.
 
         :raises StoreFull: there is no room, and none can be made.
@@ -68,43 +100,36 @@ class SharedTable:
             self._begin_anew(replaced)
         except (_Busy, StoreFull):
             pass
-        return self._again(work)
+        return self._again(work, settles)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`."""
         self._sessions.close()
 
-    def _again(self, work: Callable[[SqlRows], Answer]) -> Answer:
+    def _again(self, work: Callable[[SqlRows], Answer], settles: bool) -> Answer:
         """Do some work that could not be done at once; make room if that is what it lacks."""
         for _ in range(ROUNDS):
             try:
-                return self._patiently(work)
+                return self._patiently(work, settles)
             except NewKeyRefused:
                 raise
             except StoreFull:
                 if not self._make_room():
                     break
-        return self._patiently(work, reserve=True)
+        return self._patiently(work, settles, reserve=True)
 
-    def _patiently(self, work: Callable[[SqlRows], Answer], *, reserve: bool = False) -> Answer:
+    def _patiently(self, work: Callable[[SqlRows], Answer], settles: bool = False, *, reserve: bool = False) -> Answer:
         """Do some work with the write lock, as soon as others let us have it."""
-        began, pause = time.monotonic(), 0.0
-        while True:
-            try:
-                return self._once(work, True, reserve)
-            except _Busy as busy:
-                if time.monotonic() - began > BUSY_SECONDS:
-                    raise StoreError(
-                        f"{self._file.path} is held by another process, which writes without end or has stopped: end it"
-                    ) from busy
-                time.sleep(pause)  # in Python and not in SQLite: other greenlets can go on
-                pause = min(max(2 * pause, FIRST_PAUSE), LONGEST_PAUSE)
-            except Replaced as replaced:
-                if time.monotonic() - began > REPLACED_SECONDS:
-                    raise StoreError(
-                        f"{self._file.path} is deleted over and over; see IDEMPOTENCY_SHARED_PATH"
-                    ) from None
-                self._begin_anew(replaced)
+        patience = _Patience(self._file, settles)
+        with self._sessions.in_turn(BUSY_SECONDS):
+            while True:
+                try:
+                    return self._once(work, True, reserve)
+                except _Busy as busy:
+                    patience.wait(busy)
+                except Replaced as replaced:
+                    self._begin_anew(replaced)
+                    patience.wait(replaced)
 
     def _once(self, work: Callable[[SqlRows], Answer], writes: bool, reserve: bool = False) -> Answer:
         session, fit = None, False
@@ -116,7 +141,7 @@ class SharedTable:
         except StoreError:
             fit = True
             raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             told = self._translated(error)
             fit = isinstance(told, _Busy | StoreFull)
             raise told from error
@@ -127,13 +152,13 @@ class SharedTable:
     def _in_reserve(self, session: Session, work: Callable[[SqlRows], Answer]) -> Answer:
         """Do some work that is not about a new key in the part that is kept for that."""
         rows, refused = session.rows, session.rows.no_new_keys
-        session.allow(self._file.pages)
+        session.use_reserve(True)
         rows.no_new_keys = refused or self._full()
         try:
             return session.transact(work, True)
         finally:
             rows.no_new_keys = refused
-            session.allow(self._usual_pages)
+            session.use_reserve(False)
 
     def _make_room(self) -> bool:
         """Remove what can be removed; whether that was anything."""
@@ -145,9 +170,7 @@ class SharedTable:
     def _open(self) -> Session:
         opened = self._file.open()
         self._ahead = opened.offset
-        session = Session(opened, self._file.limit_bytes)
-        session.allow(self._usual_pages)
-        return session
+        return Session(opened)
 
     def _begin_anew(self, replaced: Replaced) -> None:
         """Everybody goes over to the file that stands under the name now, or to a new one."""
@@ -155,7 +178,7 @@ class SharedTable:
         if self._file.abandon(replaced.identities):
             log.error("idempotency: %s was deleted while in use: what it held is forgotten", self._file.path)
 
-    def _translated(self, error: sqlite3.Error) -> Exception:
+    def _translated(self, error: sqlite3.Error | OSError) -> Exception:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _BUSY:
             return _Busy()
@@ -170,8 +193,8 @@ class SharedTable:
 
     def _full(self) -> str:
         return (
-            f"{self._file.path} has reached its limit of {self._file.limit_bytes} bytes, or its file system is full:"
-            " give it more room, shorten IDEMPOTENCY_TTL or use Redis"
+            f"{self._file.path} has reached its limit of {self._file.limit_bytes} bytes, or what its file system has"
+            " left: give it more room, shorten IDEMPOTENCY_TTL or use Redis"
         )
 
     def _file_now(self) -> int:
@@ -192,12 +215,33 @@ class SharedStore(LocalStore):
         clock, which setting the machine's time does not move.
     """
 
-    cache_type = "shared"
+    host_wide = True
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, *, clock: Callable[[], int] | None = None) -> None:
+        self.path = path
         table = SharedTable(HostFile(path, limit_bytes), clock)
         super().__init__(table, table.now)
+        self._polled_at = 0.0
 
-    def _pauses(self) -> Iterator[float]:
+    def _rest(self, changed: threading.Event, deadline: float) -> None:
         """Other processes do not tell when they end a request: look again, and again."""
-        return chain(LOOKS, repeat(LAST_LOOKS))
+        for pause in chain(PAUSES, repeat(LAST_PAUSES)):
+            left = deadline - time.monotonic()
+            if left <= 0 or changed.wait(min(left, pause)):
+                return
+            self._poll(pause)
+
+    def _poll(self, pause: float) -> None:
+        """Look for all who wait in this process, unless another of them just did."""
+        now = time.monotonic()
+        if now - self._polled_at < pause / 2:
+            return
+        self._polled_at = now
+        keys = {key for key, _ in list(self._waiters.values())}
+        for key in self._table.run(partial(self._ended, keys), writes=False):
+            self._wake(key)
+
+    def _ended(self, keys: Iterable[str], rows: Rows) -> list[str]:
+        """Those of some keys under which no request is running."""
+        now = self._clock()
+        return [key for key in keys if (rows.find(key, now)[0] or b"")[1:2] != State.PENDING.value]

@@ -68,11 +68,13 @@ class Table(Protocol):
 
     may_drop: Callable[[str], bool]
 
-    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True) -> Answer:
+    def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """Do some work on the rows in one transaction: nobody sees half of it, and an error undoes it.
 
         :param work: may be called more than once; only the last call counts.
         :param writes: False where it may well find that there is nothing to write.
+        :param settles: whether it says what became of something that has happened. That is worth a longer wait: where
+            it is not written, a finished request may run again.
         """
 
     def close(self) -> None:

@@ -95,6 +95,9 @@ class LocalTier(Store, Protocol):
         :param after_key: where to go on from. What is written meanwhile may or may not be among them.
         """
 
+    def drop(self, key: str, record: bytes) -> bool:
+        """Forget a record that Redis has forgotten, unless it is owed or has changed since it was read."""
+
     def drop_copies(self) -> None:
         """Forget what Redis knows as well: every settled record, and every claim whose lease is over, without debts."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from ..core.forks import PerProcess
 from ..core.guard import Occurrence, Outcome
+from ..core.machine import Standing, standing
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
@@ -22,6 +24,18 @@ from .redis import RedisStore
 Answer = TypeVar("Answer")
 
 GRACE_SECONDS: Final = 0.6  # after an outage, for other hosts to write back what they hold
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How one process sees its Redis. A forked process has a view, and locks and a thread, of its own.
+
+    :param indebted: running claims of the process that Redis may not know as they are.
+    """
+
+    breaker: Breaker
+    recovery: Recovery
+    indebted: set[bytes] = field(default_factory=set)
 
 
 class TieredStore:
@@ -38,14 +52,27 @@ class TieredStore:
         self._local = local
         self._shared = shared
         self._notify = notify
-        self._indebted: set[bytes] = set()  # running claims of this process that Redis may not know as they are
-        self._recovery = Recovery(local, shared, lambda key: self._tell(Outcome.DUPLICATED, key))
-        self._breaker = Breaker(
-            self._recovery,
-            self._recovery.glance,
-            lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
-        )
+        self._view = PerProcess(self._new_view)
         local.allow_dropping(self._is_copy)
+
+    def _new_view(self) -> _View:
+        recovery = Recovery(self._local, self._shared, lambda key: self._tell(Outcome.DUPLICATED, key))
+        breaker = Breaker(
+            recovery, recovery.glance, lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, "")
+        )
+        return _View(breaker, recovery)
+
+    @property
+    def _breaker(self) -> Breaker:
+        return self._view().breaker
+
+    @property
+    def _recovery(self) -> Recovery:
+        return self._view().recovery
+
+    @property
+    def _indebted(self) -> set[bytes]:
+        return self._view().indebted
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
@@ -58,7 +85,12 @@ class TieredStore:
         alone = away and claim.terms.on_outage is OnOutage.LOCAL
         mine = self._local.claim(claim, owed=alone)
         if isinstance(mine, Found):
-            return self._mended(mine, claim)
+            found = self._mended(mine, claim)
+            if found is not None:
+                return found
+            mine = self._local.claim(claim)  # what stood here is gone
+            if isinstance(mine, Found):
+                return mine
         if alone:
             self._indebted.add(claim.owner)
             self._breaker.probe()
@@ -168,15 +200,15 @@ class TieredStore:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
         local = self._local.report()
         breaker = self._breaker
-        decides = "redis" if local.cache_type == "redis" else "memory"
         state = "open" if breaker.is_open else "closed"
-        report = replace(local, cache_type=decides, waiting=self._local.owed_count(), breaker=state)
+        report = replace(local, waiting=self._local.owed_count(), breaker=state)
         try:
             self._ask(self._shared.ping)
         except StoreError as error:
             reason = breaker.reason or str(error)
             return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
-        return replace(report, cache_type="redis", redis_available=True, since=breaker.since)
+        warnings = self._shared.condition.warnings()
+        return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -189,17 +221,18 @@ class TieredStore:
 
         :return: why that was not possible.
         """
-        if not self._breaker.is_open:
-            try:
-                if self._ask(self._recovery.meet):
-                    self._breaker.probe()
-            except StoreError as error:
-                return error
+        if self._recovery.is_acquainted or self._breaker.is_open:
+            return None
+        try:
+            if self._ask(self._recovery.meet):
+                self._breaker.probe()
+        except StoreError as error:
+            return error
         return None
 
     def _check_servers(self, claim: Claim) -> None:
         """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
-        if self._ask(self._recovery.meet):
+        if not self._recovery.is_acquainted and self._ask(self._recovery.meet):
             self._breaker.probe()
         self._wait_for_others(claim, StoreError)
 
@@ -214,9 +247,11 @@ class TieredStore:
             if time.monotonic() - back < GRACE_SECONDS:
                 raise error("Redis was away until a moment ago", outage=True)
 
-    def _mended(self, mine: Found, claim: Claim) -> Found:
+    def _mended(self, mine: Found, claim: Claim) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis
-        at this moment, or another host may have ended what began here.
+        at this moment, or another host may have ended what began here, or an operator.
+
+        :return: None where Redis has forgotten what does not run here any more, so that it is forgotten here, too.
         """
         if mine.record[1:2] == State.DONE.value:
             return mine
@@ -224,7 +259,11 @@ class TieredStore:
             theirs = self._ask(self._shared.peek, claim.key)
         except StoreError:
             return mine
-        if theirs is None or theirs.record[OWNER] == mine.record[OWNER]:
+        if theirs is None:
+            over = standing(mine.record, claim, mine.now_ms) is not Standing.UNREADABLE and not _runs(mine)
+            known = over and self._recovery.is_acquainted  # it was not just restarted, and empty
+            return None if known and self._local.drop(claim.key, mine.record) else mine
+        if theirs.record[OWNER] == mine.record[OWNER]:
             return mine
         self._adopt(claim.key, theirs)
         return theirs
@@ -335,6 +374,12 @@ class TieredStore:
 
 class _NotAsked(StoreError):
     """The breaker is open: nothing was sent to Redis."""
+
+
+def _runs(found: Found) -> bool:
+    """Whether a record is that of a request whose worker is alive, as far as can be told."""
+    head = read_head(found.record)
+    return head.state is State.PENDING and head.deadline > found.now_ms
 
 
 def _retention_left(found: Found) -> int:

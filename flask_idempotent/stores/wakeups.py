@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 from redis import Redis, exceptions
 
+from ..core.forks import PerProcess
 from .failures import ERRORS
 
 log = logging.getLogger("flask_idempotent")
@@ -50,26 +50,41 @@ class Wakeups:
     """
 
     def __init__(self, connect: Callable[[], Redis]) -> None:
+        self._listener = PerProcess(lambda: _Listener(connect), _Listener.abandon)
+
+    def listening(self, key: str, timeout: float) -> AbstractContextManager[Ear]:
+        """Listen to a key. On entry the subscription stands, or the ear knows that it hears nothing.
+
+        :param timeout: seconds to wait for the subscription.
+        """
+        return self._listener().listening(key, timeout)
+
+    def close(self) -> None:
+        """Give the connection back. Those who wait look for themselves from now on."""
+        self._listener().close()
+
+
+class _Listener:
+    """Those who wait in one process, and the thread that hears for them."""
+
+    def __init__(self, connect: Callable[[], Redis]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
         self._ears: dict[str, set[Ear]] = {}
         self._subscribed: set[str] = set()
         self._unconfirmed: Counter[str] = Counter()  # of the thread alone
-        self._pid = 0
+        self._running = False
         self._closing = False
         self._broken_until = 0.0
         self._bell: socket.socket | None = None
+        self._open: tuple[Any, ...] = ()  # what the thread closes in the end
 
     @contextmanager
     def listening(self, key: str, timeout: float) -> Iterator[Ear]:
-        """Listen to a key. On entry the subscription stands, or the ear knows that it hears nothing.
-
-        :param timeout: seconds to wait for the subscription.
-        """
         ear = Ear()
         with self._lock:
             self._ears.setdefault(key, set()).add(ear)
-            if self._pid == os.getpid() and key in self._subscribed:
+            if self._running and key in self._subscribed:
                 ear.hears = True
             elif time.monotonic() >= self._broken_until:
                 self._call()
@@ -87,16 +102,22 @@ class Wakeups:
                     del self._ears[key]
 
     def close(self) -> None:
-        """Give the connection back. Those who wait look for themselves from now on."""
         with self._lock:
-            if self._pid == os.getpid():
+            if self._running:
                 self._closing = True
                 self._call()
 
+    def abandon(self) -> None:
+        """In a forked process: close what the parent's thread would close, which has not come along."""
+        for each in self._open:
+            each.close()
+        if self._bell is not None:
+            self._bell.close()
+
     def _call(self) -> None:
         """Have the thread look at what is wanted; hold the lock."""
-        if self._pid != os.getpid():
-            self._pid, self._subscribed = os.getpid(), set()
+        if not self._running:
+            self._running, self._subscribed = True, set()
             self._bell, rings = socket.socketpair()
             self._bell.setblocking(False)
             rings.setblocking(False)
@@ -108,6 +129,7 @@ class Wakeups:
     def _run(self, bell: socket.socket) -> None:
         try:
             with selectors.DefaultSelector() as selector, self._connect() as client, client.pubsub() as pubsub:
+                self._open = (bell, selector, pubsub)
                 selector.register(bell, selectors.EVENT_READ)
                 self._serve(pubsub, selector, bell)
         except ERRORS as error:
@@ -116,6 +138,7 @@ class Wakeups:
                 self._broken_until = time.monotonic() + RETRY_SECONDS
                 self._end()
         finally:
+            self._open = ()
             bell.close()
 
     def _serve(self, pubsub: Any, selector: selectors.BaseSelector, bell: socket.socket) -> None:
@@ -123,7 +146,9 @@ class Wakeups:
         self._unconfirmed.clear()
         heard = None  # the socket of the subscribed connection
         while True:
-            rung = bool(selector.select(IDLE_SECONDS))
+            rung = selector.select(IDLE_SECONDS)
+            if not pubsub.subscribed and any(key.fileobj is heard for key, _ in rung):
+                raise exceptions.ConnectionError("the server hung up")  # nobody listens: it has nothing else to say
             with suppress(BlockingIOError):
                 bell.recv(4096)
             with self._lock:
@@ -165,7 +190,7 @@ class Wakeups:
 
     def _end(self) -> None:
         """The thread is about to end: nobody hears any more; hold the lock."""
-        self._pid, self._subscribed, self._closing = 0, set(), False
+        self._running, self._subscribed, self._closing = False, set(), False
         if self._bell is not None:
             self._bell.close()
             self._bell = None

@@ -1,4 +1,4 @@
-"""Connections to one Redis server, and how commands and replies travel on them.
+"""How commands and replies travel on a connection to a Redis server.
 
 redis-py makes the connections (TLS, passwords, databases, unix sockets); what goes over them afterwards is written and
 read here, because that is most of what a command costs. Commands are RESP arrays, replies RESP2
@@ -7,15 +7,18 @@ read here, because that is most of what a command costs. Commands are RESP array
 
 from __future__ import annotations
 
-import os
-import threading
-import time
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
 READ_SIZE: Final = 65536
 
+# Before 7.0 a server wraps what went wrong in a script: "ERR Error running script (call to f_6ce9…): @user_script:21:
+# @user_script: 21: -OOM command not allowed when used memory > 'maxmemory'."
+_IN_SCRIPT: Final = re.compile(r"ERR Error running script .*?: -([A-Z]+ .*)", re.DOTALL)
+
 Reply = Any  # bytes, int, None, a list of these, or a ServerError
+More = Callable[[list[Reply]], bytes]  # one packed command that is called for by the replies; empty for none
 
 
 class ServerError(Exception):
@@ -25,12 +28,9 @@ class ServerError(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.code, _, self.detail = text.partition(" ")
-
-
-class Exhausted(Exception):
-    """All connections stayed in use for as long as one may wait for one."""
+        inside = _IN_SCRIPT.fullmatch(text)
+        super().__init__(inside[1] if inside else text)
+        self.code, _, self.detail = str(self).partition(" ")
 
 
 class Broken(ConnectionError):
@@ -54,16 +54,22 @@ class Wire:
 
     def __init__(self, connection: Any) -> None:
         connection.connect()
+        self.used = 0.0  # when it was last given back, in monotonic seconds
         self._connection = connection
         self._socket = connection._sock  # the client has no public way to it
         self._buffer = b""
         self._at = 0
 
-    def exchange(self, commands: bytes, count: int) -> list[Reply]:
-        """Send packed commands and read as many replies.
+    def exchange(self, commands: bytes, count: int, more: More | None = None) -> list[Reply]:
+        """Send packed commands and read as many replies, and one for the command that follows from them.
 
         :raises OSError: the connection is of no use any more.
         """
+        replies = self._exchange(commands, count)
+        following = more(replies) if more else b""
+        return replies + self._exchange(following, 1) if following else replies
+
+    def _exchange(self, commands: bytes, count: int) -> list[Reply]:
         self._socket.sendall(commands)
         try:
             replies = [self._reply() for _ in range(count)]
@@ -124,120 +130,3 @@ class Wire:
             pieces.append(data)
             missing -= len(data)
         self._buffer, self._at = b"".join(pieces), 0
-
-
-class Pool:
-    """Connections to one server, kept for the next who needs one. Safe under threads, greenlets and forks.
-
-    :param connect: makes an unconnected redis-py connection.
-    :param limit: connections that exist at the same time.
-    :param patience: seconds to wait for one when all are in use.
-    """
-
-    def __init__(self, connect: Callable[[], Any], limit: int, patience: float) -> None:
-        self._connect = connect
-        self._limit = limit
-        self._patience = patience
-        self.connects = 0  # how often a connection was made
-        self._reset()
-
-    def _reset(self) -> None:
-        self._idle: list[Wire] = []
-        self._made = 0
-        self._waiting = 0
-        self._freed = threading.Condition()
-        self._pid = os.getpid()
-
-    def exchange(self, commands: bytes, count: int, *, urgent: bool = False) -> list[Reply]:
-        """Send packed commands on one connection and read as many replies.
-
-        Where a connection that was kept turns out to be gone, they are sent once more on a new one: whatever is sent
-        here may be applied twice.
-
-        :param urgent: do not wait for a free connection; a renewal must not queue behind those that it serves.
-        :raises OSError: the server cannot be reached, or did not answer in time.
-        :raises redis.RedisError: it does not let this client in.
-        :raises Exhausted: no connection became free in time.
-        """
-        if self._pid != os.getpid():
-            self._reset()  # a forked process: what was open belongs to the parent
-        wire = self._take(urgent)
-        if wire is not None:
-            try:
-                return self._use(wire, commands, count)
-            except TimeoutError:
-                raise
-            except OSError:
-                self._take_new()
-        return self._use(self._new(), commands, count)
-
-    def close(self) -> None:
-        """Hang up on all connections that are not in use."""
-        while self._idle:
-            self._discard(self._idle.pop())
-
-    def _use(self, wire: Wire, commands: bytes, count: int) -> list[Reply]:
-        try:
-            replies = wire.exchange(commands, count)
-        except BaseException:  # a greenlet may be killed here, too: nobody may read the reply that is under way
-            self._discard(wire)
-            raise
-        self._idle.append(wire)
-        if self._waiting:
-            with self._freed:
-                self._freed.notify()
-        return replies
-
-    def _new(self) -> Wire:
-        """A new connection, for which there is room already."""
-        try:
-            wire = Wire(self._connect())
-        except BaseException:
-            self._leave()
-            raise
-        self.connects += 1
-        return wire
-
-    def _take(self, urgent: bool) -> Wire | None:
-        """A kept connection, or None and the right to make one."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
-        with self._freed:
-            if urgent or self._made < self._limit:
-                self._made += 1
-                return None
-            self._waiting += 1
-            try:
-                return self._wait()
-            finally:
-                self._waiting -= 1
-
-    def _wait(self) -> Wire | None:
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                return self._idle.pop()
-            except IndexError:
-                pass
-            if self._made < self._limit:
-                self._made += 1
-                return None
-            if not self._freed.wait(max(deadline - time.monotonic(), 0)) and time.monotonic() >= deadline:
-                raise Exhausted(f"all {self._limit} connections to Redis are in use")
-
-    def _take_new(self) -> None:
-        """Make room for a connection in the place of one that is gone."""
-        with self._freed:
-            self._made += 1
-
-    def _discard(self, wire: Wire) -> None:
-        wire.close()
-        self._leave()
-
-    def _leave(self) -> None:
-        with self._freed:
-            self._made -= 1
-            if self._waiting:
-                self._freed.notify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from playwright.sync_api import LocatorAssertions, Page, Request, expect
@@ -20,6 +21,28 @@ def press_buy(page: Page) -> None:
 
 def message(page: Page) -> LocatorAssertions:
     return expect(page.locator("#message"))
+
+
+def messages(page: Page) -> list[str]:
+    """What the page's message says from now on, however short it is there; for :func:`await_message`."""
+    said: list[str] = []
+    page.expose_binding("noteMessage", lambda _source, text: said.append(text))
+    page.add_init_script(
+        """addEventListener("DOMContentLoaded", () => {
+             const message = document.getElementById("message");
+             const note = () => noteMessage(message.textContent);
+             if (message) new MutationObserver(note).observe(message, {childList: true});
+           });"""
+    )
+    return said
+
+
+def await_message(page: Page, said: list[str], words: str) -> None:
+    """Wait until the message has said some words."""
+    deadline = time.monotonic() + 30
+    while not any(words in text for text in said):
+        assert time.monotonic() < deadline, f"{words!r} did not come in time, but {said}"
+        page.wait_for_timeout(20)  # in which the browser's news arrive
 
 
 def badge(page: Page) -> LocatorAssertions:

@@ -25,6 +25,9 @@ from example_app.orders import db
 from example_app.sandbox import Sandbox
 from example_app.serving import Server
 
+from ..servers.ports import free_port
+from .site import Site
+
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -94,38 +97,47 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, sandbox: Sandbox) -> dict[str, Any]:
-    """The shop's settings: one database file and one sandbox, whoever serves it."""
-    return {
-        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'shop.db'}",
-        "STRIPE_API_KEY": "sk_test_sandbox",
-        "STRIPE_API_BASE": sandbox.url,
-    }
+def settings(tmp_path: Path, sandbox: Sandbox) -> Callable[[str], dict[str, Any]]:
+    """The settings of a shop with some address: one database file and one sandbox, which tells it of payments."""
+
+    def settings(url: str) -> dict[str, Any]:
+        return {
+            "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'shop.db'}",
+            "STRIPE_API_KEY": "sk_test_sandbox",
+            "STRIPE_API_BASE": sandbox.url,
+            "STRIPE_WEBHOOK_SECRET": sandbox.add_webhook(f"{url}/webhook"),
+            "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "host" / "records.sqlite"),
+        }
+
+    return settings
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Flask], Server]]:
-    """Serve an app in this process."""
+def listen() -> Iterator[Callable[[], Server]]:
+    """Open servers in this process, for apps to be served on."""
     servers: list[Server] = []
 
-    def serve(app: Flask) -> Server:
+    def listen() -> Server:
         servers.append(Server())
-        servers[-1].start(app)
         return servers[-1]
 
-    yield serve
+    yield listen
     for server in servers:
         server.stop()
 
 
 @pytest.fixture
-def open_shop(settings: dict[str, Any], serve: Callable[[Flask], Server]) -> Iterator[Callable[..., Server]]:
+def open_shop(
+    settings: Callable[[str], dict[str, Any]], listen: Callable[[], Server]
+) -> Iterator[Callable[..., Server]]:
     """Serve the shop in this process, with further settings."""
     shops: list[Flask] = []
 
     def open_shop(**config: Any) -> Server:
-        shops.append(create_app({"TESTING": True, **settings, **config}))
-        return serve(shops[-1])
+        server = listen()
+        shops.append(create_app({"TESTING": True, **settings(server.url), **config}))
+        server.start(shops[-1])
+        return server
 
     yield open_shop
     for shop in shops:
@@ -143,23 +155,19 @@ def shop(open_shop: Callable[..., Server]) -> Server:
 class ShopProcess:
     """The shop in a process of its own: it can be killed, and started anew on the same port and database."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, port: int, settings: dict[str, Any]) -> None:
         self._settings = json.dumps(settings)
         self._process: subprocess.Popen[str] | None = None
-        self.port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        self._port = port
+        self.url = f"http://127.0.0.1:{port}"
 
     def start(self) -> ShopProcess:
-        command = [sys.executable, "-m", "tests.browser.worker", str(self.port), self._settings]
+        command = [sys.executable, "-m", "tests.browser.worker", str(self._port), self._settings]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line.strip().isdigit(), "the shop did not start"
-        self.port = int(line)
+        assert line.strip() == str(self._port), "the shop did not start"
         return self
 
     def kill(self) -> None:
@@ -170,12 +178,13 @@ class ShopProcess:
 
 
 @pytest.fixture
-def shop_process(settings: dict[str, Any]) -> Iterator[Callable[..., ShopProcess]]:
+def shop_process(settings: Callable[[str], dict[str, Any]]) -> Iterator[Callable[..., ShopProcess]]:
     """Start the shop in a process of its own, with further settings."""
     processes: list[ShopProcess] = []
 
     def start(**config: Any) -> ShopProcess:
-        processes.append(ShopProcess({**settings, **config}))
+        port = free_port()
+        processes.append(ShopProcess(port, {**settings(f"http://127.0.0.1:{port}"), **config}))
         return processes[-1].start()
 
     yield start
@@ -195,6 +204,46 @@ def page(open_context: Callable[..., BrowserContext], shop: Server) -> Page:
     return open_context(shop.url).new_page()
 
 
+# --- A site of forms and calls ------------------------------------------------------------------------------------
+
+# What the script tells the page, noted before the page's own scripts run.
+EVENTS = """
+window.heard = [];
+for (const type of ["start", "retry", "done", "fail", "recall"]) {
+  document.addEventListener(`idempotent:${type}`, ({ target, detail }) => {
+    const { response, error, ...plain } = detail;
+    const told = { answered: response?.status ?? null, error: error?.name ?? null };
+    heard.push({ type, target: target.nodeName, ...told, ...plain });
+  });
+}
+"""
+
+
+@pytest.fixture
+def make_site(
+    listen: Callable[[], Server], open_context: Callable[..., BrowserContext]
+) -> Iterator[Callable[..., tuple[Site, Page]]]:
+    """Serve a site and open an empty page for it; what the script tells is in ``heard`` there."""
+    sites: list[Site] = []
+
+    def make_site(host: str = "127.0.0.1", init: str = "", **config: Any) -> tuple[Site, Page]:
+        sites.append(Site(**config))
+        server = listen()
+        server.start(sites[-1].app)
+        context = open_context(f"http://{host}:{server.port}")
+        context.add_init_script(EVENTS + init)
+        return sites[-1], context.new_page()
+
+    yield make_site
+    for site in sites:
+        site.app.extensions["idempotency"].close(site.app)
+
+
+@pytest.fixture
+def site_and_page(make_site: Callable[..., tuple[Site, Page]]) -> tuple[Site, Page]:
+    return make_site()
+
+
 # --- What is true afterwards --------------------------------------------------------------------------------------
 
 
@@ -205,11 +254,13 @@ class Truth:
     :param orders: rows in the shop's database.
     :param sessions: Checkout Sessions that were created.
     :param charges: sessions that were paid.
+    :param refunds: how often money was sent back.
     """
 
     orders: int
     sessions: int
     charges: int
+    refunds: int = 0
 
 
 @pytest.fixture
@@ -217,11 +268,14 @@ def truth(tmp_path: Path, sandbox: Sandbox) -> Callable[[], Truth]:
     def truth() -> Truth:
         with closing(sqlite3.connect(tmp_path / "shop.db")) as database:
             [[orders]] = database.execute("SELECT count(*) FROM orders")
+            [[shipments]] = database.execute("SELECT count(*) FROM shipments")
         with urllib.request.urlopen(f"{sandbox.url}/_sandbox/state", timeout=PATIENCE) as answer:
-            sessions = json.load(answer)["sessions"]
-        paid = [session for session in sessions if session["payment_status"] == "paid"]
-        assert len({session["payment_intent"] for session in paid}) == len(paid)
-        return Truth(orders, len(sessions), len(paid))
+            state = json.load(answer)
+        paid = [session for session in state["sessions"] if session["payment_status"] == "paid"]
+        refunds = [event for event in state["events"] if event["type"] == "refund.created"]
+        assert shipments <= len({session["payment_intent"] for session in paid}) == len(paid)
+        assert state["requests"]["mismatched"] == 0
+        return Truth(orders, len(state["sessions"]), len(paid), len(refunds))
 
     return truth
 

@@ -102,6 +102,16 @@ def test_two_tabs_are_two_orders_and_each_is_paid_once(open_context, shop, truth
     assert truth() == Truth(orders=2, sessions=2, charges=1)
 
 
+def test_a_refund_that_is_pressed_twice_goes_back_once(buyer, truth):
+    buyer.goto(MUG)
+    press_buy(buyer)
+    await_payment_page(buyer)
+    pay(buyer)
+    buyer.get_by_role("button", name="Send it back").dblclick(no_wait_after=True)
+    badge(buyer).to_have_text("Refunded")
+    assert truth() == Truth(orders=1, sessions=1, charges=1, refunds=1)
+
+
 # --- With JavaScript ----------------------------------------------------------------------------------------------
 
 
@@ -115,11 +125,11 @@ def test_clicks_past_the_disabled_button_are_one_request(page, truth):
 
 
 def test_while_it_waits_the_page_says_so(page, sandbox):
-    sandbox.inject(Fault(delay=1))
+    sandbox.inject(Fault(delay=3))
     page.goto(MUG)
     page.locator("#quantity").press("Enter", no_wait_after=True)
     message(page).to_contain_text("One moment, we are preparing your order")
-    assert page.locator("#buy").get_attribute("aria-busy") == "true"
+    assert buy_button(page).get_attribute("aria-busy") == "true"
     assert buy_button(page).is_disabled()
     assert page.get_by_role("status").inner_text().startswith("One moment")
     await_payment_page(page)

@@ -233,7 +233,7 @@ def test_a_late_word_about_a_request_that_has_ended_is_no_loss(world: World) -> 
     assert world.store.entered.wait(10)
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(world.heartbeat.discard, claim)
-        until(lambda: claim.owner not in world.heartbeat._due)
+        until(lambda: claim.owner not in world.heartbeat._pulse()._due)
         world.store.may_go.set()
         ended.result(timeout=10)
     world.beat()

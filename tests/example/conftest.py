@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from example_app import create_app
 from example_app.orders import db
 from example_app.sandbox import Sandbox
+from example_app.serving import Server
 
 PARAMS: dict[str, Any] = {
     "mode": "payment",
@@ -50,7 +51,7 @@ def clock() -> Clock:
 @pytest.fixture
 def sandbox(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     monkeypatch.setattr("example_app.serving.POLL_SECONDS", 0.005)  # hundreds of servers are stopped here
-    with Sandbox(clock=clock) as sandbox:
+    with Sandbox(clock=clock, redelivery=0.05) as sandbox:
         yield sandbox
 
 
@@ -83,10 +84,10 @@ def params() -> dict[str, Any]:
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], None]:
-    """Poll until a condition holds; fail the test when it does not within five seconds."""
+    """Poll until a condition holds; fail the test when it does not within 20 seconds."""
 
     def wait_until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true in time"
             time.sleep(0.005)
@@ -97,7 +98,10 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away whatever the machine says about databases, Redis and Stripe."""
-    for name in ("DATABASE_URL", "PORT", "REDIS_URL", "STRIPE_API_BASE", "STRIPE_API_KEY", "UPSTASH_REDIS_REST_URL"):
+    for name in (
+        "DATABASE_URL", "PORT", "REDIS_URL", "STRIPE_API_BASE", "STRIPE_API_KEY", "STRIPE_WEBHOOK_SECRET",
+        "UPSTASH_REDIS_REST_URL",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
 
@@ -124,8 +128,25 @@ def open_shop(tmp_path: Path, sandbox: Sandbox, bare_environment: None) -> Itera
 
 
 @pytest.fixture
-def shop(open_shop: Callable[..., Flask]) -> Flask:
-    return open_shop()
+def serve_shop(open_shop: Callable[..., Flask], sandbox: Sandbox) -> Iterator[Callable[..., Flask]]:
+    """Build shops as ``open_shop`` does, and serve each on a socket, where the sandbox delivers its events."""
+    servers: list[Server] = []
+
+    def serve_shop(**config: Any) -> Flask:
+        servers.append(Server())
+        secret = sandbox.add_webhook(f"{servers[-1].url}/webhook")
+        shop = open_shop(STRIPE_WEBHOOK_SECRET=secret, **config)
+        servers[-1].start(shop)
+        return shop
+
+    yield serve_shop
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def shop(serve_shop: Callable[..., Flask]) -> Flask:
+    return serve_shop()
 
 
 @pytest.fixture

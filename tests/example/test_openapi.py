@@ -24,6 +24,7 @@ from flask_idempotent.openapi import describe
         ("/checkout", "POST", GenerationMode.NEGATIVE),
         ("/health", "GET", GenerationMode.POSITIVE),
         ("/orders/{order_id}.json", "GET", GenerationMode.POSITIVE),
+        ("/orders/{order_id}/refund", "POST", GenerationMode.POSITIVE),
     ],
 )
 def test_whatever_comes_the_answer_is_a_documented_one(

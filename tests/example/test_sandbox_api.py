@@ -99,12 +99,15 @@ def test_an_unknown_session_is_404(client):
         assert (caught.value.http_status, caught.value.code) == (404, "resource_missing")
 
 
-@pytest.mark.parametrize("key", ["sk_live_abc", "pk_test_abc", "nonsense"])
-def test_only_secret_test_keys_are_let_in(sandbox, connect, params, key):
-    with pytest.raises(stripe.AuthenticationError) as caught:
-        connect(sandbox.url, key=key).v1.checkout.sessions.create(params)
-    assert caught.value.http_status == 401
-    assert sandbox.sessions == []
+@pytest.mark.parametrize("key", ["sk_live_abc", "rk_live_abc", "pk_test_abc", "nonsense"])
+def test_only_secret_test_keys_are_let_in(sandbox, key):
+    status, body = ask(sandbox, "POST", "/v1/checkout/sessions", {}, Authorization=f"Bearer {key}")
+    assert (status, body["error"]["code"]) == (401, "api_key_invalid")
+
+
+def test_a_restricted_test_key_is_one(sandbox, connect, params):
+    connect(sandbox.url, key="rk_test_abc").v1.checkout.sessions.create(params)
+    assert len(sandbox.sessions) == 1
 
 
 def test_a_request_without_a_key_is_401_in_stripes_format(sandbox):

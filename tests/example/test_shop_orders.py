@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from example_app import orders
-from example_app.orders import MOVES, Item, Order, OrderLine, Status, db
+from example_app.orders import MOVES, Item, Order, OrderLine, Refund, Shipment, Status, db
 
 ITEM = Item("morning-mug", "Morning mug", "Stoneware", 1800, 2)
 
@@ -97,7 +98,10 @@ def test_a_session_of_an_unknown_order_is_ignored():
     assert not orders.attach_session("ord_nobody", "cs_1", None)
 
 
-@pytest.mark.parametrize("target", [Status.PAID, Status.EXPIRED, Status.FAILED])
+ENDS = [Status.PAID, Status.EXPIRED, Status.FAILED, Status.HELD, Status.REFUNDED]
+
+
+@pytest.mark.parametrize("target", ENDS)
 def test_an_open_order_ends_once(target):
     order = opened()
     assert orders.move(order, target)
@@ -105,16 +109,79 @@ def test_an_open_order_ends_once(target):
     assert orders.find("ord_1").state is target
 
 
-@pytest.mark.parametrize("end", [Status.PAID, Status.EXPIRED, Status.FAILED])
-def test_nothing_leads_away_from_the_end(end):
+@pytest.mark.parametrize("end", ENDS)
+def test_whatever_the_table_does_not_have_is_refused(end):
     orders.move(opened(), end)
     ended = orders.find("ord_1")
     assert ended.state.final
     assert not orders.attach_session("ord_1", "cs_2", "http://pay/")
-    for target in Status:
+    for target in set(Status) - MOVES.get(end, frozenset()):
         with pytest.raises(ValueError, match="cannot go"):
             orders.move(ended, target)
-    assert orders.find("ord_1").session_id == "cs_1"
+    assert (orders.find("ord_1").session_id, orders.find("ord_1").state) == ("cs_1", end)
+
+
+def test_the_move_to_paid_ships_the_order_and_notes_what_paid_it():
+    assert orders.move(opened(), Status.PAID, payment_intent="pi_1")
+    order = orders.find("ord_1")
+    assert (order.payment.payment_intent, order.shipment is not None) == ("pi_1", True)
+    assert orders.find_by_payment("pi_1").id == "ord_1"
+    assert orders.find_by_payment("pi_2") is None
+
+
+def test_a_payment_that_took_days_ships_when_it_arrives():
+    orders.move(opened(), Status.PROCESSING)
+    order = orders.find("ord_1")
+    assert (order.shipment, order.state.final) == (None, False)
+    assert orders.move(order, Status.PAID, payment_intent="pi_1")
+    assert orders.find("ord_1").shipment is not None
+
+
+@pytest.mark.parametrize("target", [Status.HELD, Status.REFUNDED, Status.FAILED, Status.EXPIRED, Status.PROCESSING])
+def test_no_other_move_ships(target):
+    orders.move(opened(), target, payment_intent="pi_1")
+    assert rows(Shipment) == 0
+
+
+def test_a_move_whose_effect_cannot_be_written_does_not_happen():
+    """Both are one transaction."""
+    orders.move(opened(), Status.PAID, payment_intent="pi_1")
+    write("ord_2")
+    orders.attach_session("ord_2", "cs_2", "http://pay/2")
+    with pytest.raises(IntegrityError):
+        orders.move(orders.find("ord_2"), Status.PAID, payment_intent="pi_1")
+    assert orders.find("ord_2").state is Status.OPEN
+    assert rows(Shipment) == 1
+
+
+def test_a_refund_leaves_its_key_with_the_order_and_the_first_key_counts():
+    orders.move(opened(), Status.PAID, payment_intent="pi_1")
+    paid = orders.find("ord_1")
+    assert orders.begin_refund(paid, "key-1")
+    assert not orders.begin_refund(paid, "key-2")
+    order = orders.find("ord_1")
+    assert (order.state, order.refund.stripe_key) == (Status.REFUNDING, "key-1")
+    assert orders.move(order, Status.REFUNDED)
+    assert not orders.begin_refund(paid, "key-3")
+
+
+def test_a_refund_that_is_not_to_be_leaves_the_order_paid_and_ships_nothing_more():
+    orders.move(opened(), Status.PAID, payment_intent="pi_1")
+    orders.begin_refund(orders.find("ord_1"), "key-1")
+    assert orders.move(orders.find("ord_1"), Status.PAID)
+    order = orders.find("ord_1")
+    assert (order.state, order.refund, rows(Shipment)) == (Status.PAID, None, 1)
+    assert orders.begin_refund(order, "key-2")
+    assert orders.find("ord_1").refund.stripe_key == "key-2"
+
+
+@pytest.mark.parametrize("status", [Status.OPEN, Status.PROCESSING, Status.HELD, Status.EXPIRED])
+def test_what_is_not_paid_is_not_refunded(status):
+    order = opened()
+    if status is not Status.OPEN:
+        orders.move(order, status)
+    assert not orders.begin_refund(orders.find("ord_1"), "key-1")
+    assert rows(Refund) == 0
 
 
 def test_a_judgement_of_an_earlier_session_does_not_move_the_order():
@@ -136,10 +203,11 @@ def test_of_twenty_who_move_an_order_one_did_it(shop):
     def attempt(number):
         with shop.app_context():
             start.wait(10)
-            return orders.move(order, Status.PAID if number % 2 else Status.EXPIRED)
+            return orders.move(order, Status.PAID if number % 2 else Status.EXPIRED, payment_intent="pi_1")
 
     with ThreadPoolExecutor(20) as pool:
         assert sum(pool.map(attempt, range(20))) == 1
+    assert rows(Shipment) == (orders.find("ord_1").state is Status.PAID)
 
 
 def test_the_table_of_moves_reaches_every_status():

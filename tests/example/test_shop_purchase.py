@@ -159,15 +159,36 @@ def test_a_return_url_of_the_shop_is_where_a_cancelled_payment_leads(browser, sa
     assert sandbox.sessions[0]["cancel_url"] == url
 
 
-@pytest.mark.parametrize(("end", "word"), [("pay", "paid"), ("expire", "expired")])
-def test_a_key_whose_order_is_over_buys_nothing_more(browser, shop, sandbox, open_shop, end, word):
-    getattr(sandbox, end)(buy(browser).get_json()["id"])
+@pytest.mark.parametrize(
+    ("end", "word"), [("pay", "paid"), ("expire", "expired"), ("transfer", "under way"), ("bounce", "failed")]
+)
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_key_whose_order_is_over_buys_nothing_more(browser, shop, sandbox, open_shop, wait_until, end, word, heard):
+    """Whether or not its event has arrived: a checkout moves no order, but it asks."""
+    session_id = buy(browser).get_json()["id"]
+    if not heard:
+        shop.config["STRIPE_WEBHOOK_SECRET"] = "whsec_other"
+    if end == "bounce":
+        sandbox.transfer(session_id)
+        sandbox.settle(session_id, arrived=False)
+    else:
+        getattr(sandbox, end)(session_id)
+    if heard:
+        wait_until(lambda: only_order(shop).status != "open")
     answer = buy(open_shop().test_client())  # its store has forgotten the outcome
     assert answer.status_code == 400
     assert word in answer.get_json()["detail"]
     assert "Press Buy again" in answer.get_json()["detail"]
-    assert only_order(shop).status == word
+    assert (only_order(shop).status == "open") is not heard
     assert len(sandbox.sessions) == 1
+
+
+def test_while_stripe_cannot_be_asked_the_buyer_is_asked_for_patience(browser, shop, sandbox, open_shop):
+    buy(browser)
+    sandbox.stop()
+    answer = buy(open_shop().test_client())
+    assert (answer.status_code, answer.get_json()["retryable"]) == (503, True)
+    assert only_order(shop).status == "open"
 
 
 def test_an_order_is_not_resumed_once_stripe_has_forgotten_its_key(browser, shop, sandbox, open_shop):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -165,10 +166,41 @@ def test_the_shop_says_where_it_is_and_leaves_when_told(run, number):
     assert (program.returncode, errors) == (0, "")
 
 
+def test_by_itself_the_shop_sells_is_paid_and_refunds(run, wait_until):
+    """No Redis, no account: the sandbox's own events reach the shop's webhook."""
+    _, line = run(PORT="0")
+    shop = re.search(r"Shop on (\S+)", line)[1]
+
+    def post(url, body, kind, key):
+        return urlopen(Request(url, body, {"Content-Type": kind, "Idempotency-Key": key}), timeout=10)
+
+    with post(
+        f"{shop}/checkout", b'{"items": [{"product": "reading-lamp", "quantity": 1}]}', "application/json", "k"
+    ) as answer:
+        payment = json.load(answer)["url"]
+    with post(payment, b"action=pay", "application/x-www-form-urlencoded", "") as page:  # leads back to the shop
+        order = page.url
+    assert order.startswith(f"{shop}/orders/ord_")
+    wait_until(lambda: json.loads(get(f"{order}.json")[1])["status"] == "paid")
+    assert json.loads(get(f"{order}.json")[1])["shipped"] is True
+    with post(f"{order}/refund", b"", "application/json", "r") as answer:
+        assert json.load(answer)["status"] == "refunded"
+
+
 def test_with_a_key_the_shop_talks_to_stripe_and_starts_no_sandbox(run):
-    _, line = run(PORT="0", STRIPE_API_KEY="sk_test_1")
+    program, line = run(PORT="0", STRIPE_API_KEY="sk_test_1", STRIPE_WEBHOOK_SECRET="whsec_1")
     assert "payments: Stripe" in line
     assert "sandbox" not in line
+    program.send_signal(signal.SIGTERM)
+    assert program.communicate(timeout=10) == ("", "")
+
+
+def test_with_a_key_and_no_secret_the_shop_says_what_is_missing_and_where_it_comes_from(run):
+    program, line = run(PORT="0", STRIPE_API_KEY="sk_test_1")
+    url = re.search(r"Shop on (\S+)", line)[1]
+    hint = program.stdout.readline()
+    assert "STRIPE_WEBHOOK_SECRET" in hint
+    assert f"stripe listen --forward-to {url}/webhook" in hint
 
 
 def test_the_shop_does_not_start_on_a_taken_port(run, taken_port):

@@ -20,6 +20,9 @@ class Way(Enum):
 class Link:
     """Forwards a port of its own to a Redis on this machine.
 
+    In a Cluster it stands before a node that is made to announce it (``Cluster.announce``). In a Sentinel set it can
+    stand before a sentinel, whose address a client is told, but not before a server, whose address the sentinels tell.
+
     :param port: of the Redis.
     """
 

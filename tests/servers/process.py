@@ -56,6 +56,12 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def returncode(self) -> int | None:
+        """With what the process has ended by itself; None while it runs."""
+        assert self._process is not None, f"not running: {self._command}"
+        return self._process.poll()
+
     def launch(self) -> None:
         """Start the process without waiting until it answers."""
         assert self._process is None, f"runs already: {self._command}"

@@ -10,7 +10,7 @@ from redis.sentinel import Sentinel
 
 from .binaries import SYSTEM, binary
 from .ports import Port
-from .process import ServerProcess, until
+from .process import START_SECONDS, ServerProcess, until
 from .standalone import RedisProcess
 
 MASTER: Final = "mymaster"
@@ -60,14 +60,21 @@ class SentinelProcess(ServerProcess):
         except (redis.ConnectionError, redis.TimeoutError):
             return False
 
+    def ask(self, command: str) -> Any:
+        """A command about the set, raw: redis-py 7.0 cannot read these answers."""
+        with self.client() as client:
+            return client.execute_command("SENTINEL", command, MASTER)
+
+    def master(self) -> dict[str, str]:
+        """What this sentinel knows of the master: ``flags``, ``num-other-sentinels`` and so on."""
+        return _fields(self.ask("MASTER"))
+
     def sees(self, replicas: int, sentinels: int) -> bool:
         """Whether all is well as far as this sentinel knows."""
-        with self.client() as client:
-            master = client.sentinel_master(MASTER)
-            found = client.sentinel_slaves(MASTER)
+        master, found = self.master(), [_fields(each) for each in self.ask("REPLICAS")]
         following = [each for each in found if each["flags"] == "slave" and each["master-link-status"] == "ok"]
-        known = len(following) == replicas and master["num-other-sentinels"] == sentinels - 1
-        return known and master["flags"] == "master" and len(found) == replicas
+        complete = len(found) == len(following) == replicas and int(master["num-other-sentinels"]) == sentinels - 1
+        return complete and master["flags"] == "master"
 
 
 class SentinelSet:
@@ -128,9 +135,9 @@ class SentinelSet:
         for process in (*self.sentinels, *self.servers):
             process.stop()
 
-    def await_healthy(self) -> None:
+    def await_healthy(self, within: float = START_SECONDS) -> None:
         """Wait until all sentinels agree on the master, and all other servers follow it."""
-        until(self._healthy, "a healthy set")
+        until(self._healthy, "a healthy set", within)
 
     def _healthy(self) -> bool:
         agreed = len({self.master_address(sentinel) for sentinel in self.sentinels}) == 1
@@ -151,9 +158,8 @@ class SentinelSet:
 
     def master_address(self, sentinel: SentinelProcess | None = None) -> tuple[str, int]:
         """The address of the master, as a sentinel tells it (the first one unless another is named)."""
-        with (sentinel or self.sentinels[0]).client() as client:
-            host, port = client.sentinel_get_master_addr_by_name(MASTER)
-        return host, int(port)
+        host, port = (sentinel or self.sentinels[0]).ask("GET-MASTER-ADDR-BY-NAME")
+        return host.decode(), int(port)
 
     def master(self) -> RedisProcess:
         """The master, as the first sentinel tells it."""
@@ -182,14 +188,14 @@ class SentinelSet:
         master.freeze()
         return master
 
-    def await_failover(self, old: RedisProcess) -> RedisProcess:
+    def await_failover(self, old: RedisProcess, within: float = START_SECONDS) -> RedisProcess:
         """Wait until all sentinels name another master than the old one, and it is one; return it."""
 
         def moved() -> bool:
             ports = {self.master_address(sentinel)[1] for sentinel in self.sentinels}
             return len(ports) == 1 and old.port not in ports and self._online(self.master()) >= 0
 
-        until(moved, "a failover")
+        until(moved, "a failover", within)
         return self.master()
 
     def client(self, **settings: Any) -> redis.Redis:
@@ -198,6 +204,11 @@ class SentinelSet:
         usual = {"password": self.password, "protocol": 2, "socket_timeout": 1}
         sentinel = Sentinel(self.addresses, sentinel_kwargs=about, **usual | settings)
         return sentinel.master_for(MASTER)
+
+
+def _fields(flat: list[bytes]) -> dict[str, str]:
+    """A map that was sent as a list of names and values in turns."""
+    return {name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _made(directory: Path) -> Path:

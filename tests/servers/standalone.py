@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -47,6 +48,7 @@ class RedisProcess(ServerProcess):
     :param replica_of: the server that this one copies.
     :param bus: whether the port of a cluster's bus is wanted, too.
     :param version: which server, a name in :mod:`.binaries`.
+    :param variables: of its environment, beside the usual ones.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class RedisProcess(ServerProcess):
         replica_of: RedisProcess | None = None,
         bus: bool = False,
         version: str = SYSTEM,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._held = Port(bus=bus)
         self.port = self._held.number
@@ -81,7 +84,9 @@ class RedisProcess(ServerProcess):
             command += ["--replicaof", "127.0.0.1", str(replica_of.port)]
         # A replica is fed as soon as it asks, not together with others that may ask within 5 seconds.
         command += ["--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"]
-        super().__init__(directory, [*command, *(user.options if user else ()), *options], environment(version))
+        command += [*(user.options if user else ()), *options]
+        env = environment(version)
+        super().__init__(directory, command, {**(env or os.environ), **variables} if variables else env)
 
     @property
     def url(self) -> str:

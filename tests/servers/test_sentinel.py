@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from .process import until
-from .sentinel import MASTER, SentinelSet
+from .sentinel import SentinelSet
 
 pytestmark = pytest.mark.redis
 
@@ -67,16 +67,16 @@ def test_a_set_that_lost_its_quorum_replaces_nobody(new_sentinel: NewSentinel) -
         sentinel.stop()
     master = sentinel_set.master_address()
     sentinel_set.kill_master()
-    with sentinel_set.sentinels[0].client() as client:
-        until(lambda: "s_down" in client.sentinel_master(MASTER)["flags"], "the master to count as down")
-        assert "o_down" not in client.sentinel_master(MASTER)["flags"]
+    left = sentinel_set.sentinels[0]
+    until(lambda: "s_down" in left.master()["flags"], "the master to count as down")
+    assert "o_down" not in left.master()["flags"]
     assert sentinel_set.master_address() == master
 
 
 def test_a_set_with_passwords_wants_them_everywhere(new_sentinel: NewSentinel) -> None:
     sentinel_set = new_sentinel(password="of servers", sentinel_password="of sentinels").start()
     for process in (*sentinel_set.servers, *sentinel_set.sentinels):
-        with redis.Redis(port=process.port) as client, pytest.raises(redis.AuthenticationError):
+        with redis.from_url(f"redis://127.0.0.1:{process.port}") as client, pytest.raises(redis.AuthenticationError):
             client.ping()
     with sentinel_set.client() as client:
         assert client.set("key", "value")

@@ -1,9 +1,10 @@
-"""One contract, four places for records: memory, Redis, and the tiers as seen by one worker and by two."""
+"""One contract, five places for records: memory, a file, Redis, and the tiers as seen by one worker and by two."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from flask_idempotent.core.store import Store
 from flask_idempotent.stores import breaker, wakeups
 from flask_idempotent.stores.absent import NoTier
 from flask_idempotent.stores.addresses import nodes_behind
+from flask_idempotent.stores.local import LocalStore
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
 from flask_idempotent.stores.nodes import Nodes
 from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.scripts import SCRIPTS
+from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.link import Link
@@ -37,7 +40,7 @@ class Place:
 
     store: Store
     elsewhere: Store
-    local: MemoryStore | None = None
+    local: LocalStore | None = None
     client: redis.Redis | None = None
 
     def left(self, key: str) -> list[int]:
@@ -62,6 +65,24 @@ def memory(
     threshold: int = 1000, clock: Callable[[], int] | None = None, of: type[MemoryStore] = MemoryStore
 ) -> MemoryStore:
     return of(RecordCache(threshold), clock)
+
+
+@pytest.fixture(autouse=True)
+def _no_probe_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that a test does not close looks for its Redis for ever."""
+    made: list[TieredStore] = []
+    init = TieredStore.__init__
+
+    def remembered(store: TieredStore, *args: Any) -> None:
+        init(store, *args)
+        made.append(store)
+
+    monkeypatch.setattr(TieredStore, "__init__", remembered)
+    yield
+    for store in made:
+        store._breaker.stop()
+    if made:
+        eventually(lambda: not alive("probe"))
 
 
 @pytest.fixture
@@ -125,27 +146,50 @@ def _topologies(request: pytest.FixtureRequest, _short_ears: None) -> Iterator[C
         each.close()
 
 
-PLACES = ("memory", *TOPOLOGIES, "alone", "tiered", "two-workers")
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Callable[..., SharedStore]]:
+    """Makes stores over one file, each as another worker of the host would, and closes them in the end."""
+    stores: list[SharedStore] = []
+
+    def make(**options: Any) -> SharedStore:
+        stores.append(SharedStore(tmp_path / "shared" / "records.sqlite", **options))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
 
 
-@pytest.fixture(params=[pytest.param(name, marks=() if name == "memory" else pytest.mark.redis) for name in PLACES])
+# Redis alone behind a breaker; a worker with a tier of its own; two of these; two workers of one host.
+TIERED = ("alone", "tiered", "two-workers", "host")
+PLACES = ("memory", "shared", *(pytest.param(name, marks=pytest.mark.redis) for name in (*TOPOLOGIES, *TIERED)))
+
+
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, _topologies: Callable[[str], Topology]) -> Iterator[Place]:
-    """The places of the contract: ``store`` and ``elsewhere`` are two stores where two workers reach one Redis."""
-    local = memory()
+    """The places of the contract: ``store`` and ``elsewhere`` are two stores where two workers reach one place."""
     if request.param == "memory":
+        local = memory()
         yield Place(local, local, local)
-        return
-    at = _topologies(request.param if request.param in TOPOLOGIES else "redis")
-    at.client.flushall()
-    if request.param in TOPOLOGIES:
+    elif request.param == "shared":
+        make = request.getfixturevalue("shared")
+        here = make()
+        yield Place(here, make(), here)
+    elif request.param in TOPOLOGIES:
+        at = _topologies(request.param)
+        at.client.flushall()
         yield Place(at.first, at.second, client=at.client)
-        return
-    tiers = (NoTier(), NoTier()) if request.param == "alone" else (local, memory())
-    first, second = TieredStore(tiers[0], at.first), TieredStore(tiers[1], at.second)
-    known = None if request.param == "alone" else local
+    else:
+        yield from _tiered(request, _topologies("redis"))
+
+
+def _tiered(request: pytest.FixtureRequest, at: Topology) -> Iterator[Place]:
+    at.client.flushall()
+    make: Callable[[], Any] = {"alone": NoTier, "host": request.getfixturevalue("shared")}.get(request.param, memory)
+    local = make()
+    first, second = TieredStore(local, at.first), TieredStore(make(), at.second)
+    known = local if isinstance(local, LocalStore) else None
     yield Place(first, first if request.param == "tiered" else second, known, at.client)
-    for store in (first, second):
-        store._breaker.stop()
 
 
 @pytest.fixture

@@ -163,6 +163,7 @@ def test_what_is_owed_without_an_outage_is_not_logged_as_one(
 
 FORKED = """
 import os, time
+from flask_idempotent.core.forks import PerProcess
 from flask_idempotent.core.store import StoreError
 from flask_idempotent.stores import breaker as module
 from tests.stores.making import eventually
@@ -173,14 +174,14 @@ def recover():
     return True
 parent = os.getpid()
 module.PROBE_SECONDS = 0.05
-breaker = module.Breaker(recover)
-breaker.failed(away); breaker.failed(away)
+breaker = PerProcess(lambda: module.Breaker(recover))
+breaker().failed(away); breaker().failed(away)
 child = os.fork()
 if child == 0:
-    breaker.failed(away)
-    eventually(lambda: not breaker.is_open)
+    breaker().failed(away); breaker().failed(away)
+    eventually(lambda: not breaker().is_open)
     os._exit(7)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), breaker.is_open)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), breaker().is_open)
 """
 
 

@@ -33,6 +33,7 @@ def test_a_closed_store_keeps_its_records_and_can_be_used_again(place: Place) ->
 
 @pytest.mark.redis
 def test_closing_gives_back_every_connection(connect: Connect, redis_server: RedisProcess, server: redis.Redis) -> None:
+    eventually(lambda: not alive("wakeups"))  # of the tests before
     before = {each["id"] for each in server.client_list()}
     store = connect(redis_server.port)
     store.claim(claim_of())
@@ -46,6 +47,7 @@ def test_closing_gives_back_every_connection(connect: Connect, redis_server: Red
 def test_closing_ends_the_thread_that_listens(
     connect: Connect, redis_server: RedisProcess, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    eventually(lambda: not alive("wakeups"))
     monkeypatch.setattr(wakeups, "IDLE_SECONDS", 3.0)
     before = {each["id"] for each in server.client_list()}
     store = connect(redis_server.port)

@@ -93,6 +93,24 @@ def test_a_full_store_refuses_a_new_key_and_says_what_to_do(clock: Clock) -> Non
     assert store.get("idempotency:{new}") is store.get("idempotency:{value}") is None
 
 
+def test_a_store_may_be_bounded_by_bytes_as_well(clock: Clock) -> None:
+    store = MemoryStore(RecordCache(100, limit_bytes=10 * HEAD_SIZE), clock)
+    fill(store, 10)
+    with pytest.raises(StoreFull, match="limit of 650 bytes"):
+        store.claim(claim_of(key=numbered(10)))
+    first = claim_of(key=numbered(0))
+    assert store.complete(first, payload_of(first, b"x" * 500), TTL)  # what runs can end
+    for number in range(9):
+        store.delete(numbered(number + 1))
+    with pytest.raises(StoreFull):
+        store.set(numbered(10), bytes(200), TTL)
+    store.set(numbered(0), b"", TTL)
+    store.set(numbered(10), bytes(650), TTL)
+    clock.advance(TTL)
+    store.set(numbered(11), bytes(650), TTL)
+    assert store.report().in_memory_size == 1
+
+
 @pytest.mark.parametrize("state", [State.PENDING, State.FAILED, State.DONE])
 def test_a_full_store_never_drops_a_live_record(clock: Clock, state: State) -> None:
     store = memory(50, clock)

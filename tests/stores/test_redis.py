@@ -208,7 +208,7 @@ def test_a_pool_that_stays_exhausted_is_an_error_and_no_outage(
     with ThreadPoolExecutor(1) as other:
         server.client_pause(1000, all=True)
         held = other.submit(store.get, KEY)
-        eventually(lambda: store.nodes._one._made == 1 and not store.nodes._one._idle)
+        eventually(lambda: store.nodes.pool._made == 1 and not store.nodes.pool._idle)
         with pytest.raises(StoreError) as caught:
             store.claim(claim_of())
         assert caught.value.outage is False
@@ -225,9 +225,9 @@ def test_renewals_do_not_queue_behind_the_requests_that_they_serve(
     with ThreadPoolExecutor(2) as others:
         server.client_pause(300, all=True)
         held = others.submit(store.get, KEY)
-        eventually(lambda: not store.nodes._one._idle)
+        eventually(lambda: not store.nodes.pool._idle)
         renewed = others.submit(store.renew, [claim_of()])
-        eventually(lambda: store.nodes._one._made == 2)  # it has a connection of its own
+        eventually(lambda: store.nodes.pool._made == 2)  # it has a connection of its own
         assert renewed.result(10) == [True]
         assert held.result(10) is not None
 

@@ -217,8 +217,10 @@ def test_one_failure_alone_does_not_open_the_breaker(worker: Workers, server: re
 def test_an_outage_is_one_line_in_the_log_and_its_end_another(
     worker: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "flask_idempotent")
     one = worker()
+    assert one.store.report().redis_available, "what is said of the server itself is said by now"
+    caplog.clear()
+    caplog.set_level(logging.INFO, "flask_idempotent")
     one.link.cut()
     at_once([partial(one.store.claim, claim_of(bytes([i]) * 16, key_of(i))) for i in range(30)])
     for i in range(30):
@@ -349,3 +351,30 @@ def test_a_real_redis_may_come_later_than_the_app(new_redis: Callable[..., Redis
         assert sorted(client.keys()) == [key_of(number).encode() for number in range(3)]
     store.close()
     eventually(lambda: not alive("probe"))
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_what_redis_has_forgotten_is_forgotten_here_when_it_does_not_run(
+    worker: Workers, server: redis.Redis, state: str
+) -> None:
+    """Another host was refused under the key, or an operator has settled it there: it is free."""
+    one, other = worker(), worker()
+    mine = claim_of(lease_ms=50, resume=False)
+    one.store.claim(mine)
+    if state == "failed":
+        one.store.fail(mine)
+        retry = claim_of(OTHER)
+        assert other.store.claim(retry) == Claimed(2)
+        other.store.forget(retry)
+    else:
+        server.delete(KEY)
+    anew = claim_of(THIRD, fingerprint=DIFFERENT, resume=False)
+    eventually(lambda: one.store.claim(anew) == Claimed(1))
+
+
+def test_what_runs_here_is_not_forgotten_with_redis(worker: Workers, server: redis.Redis) -> None:
+    one = worker()
+    one.store.claim(claim_of())
+    server.flushall()
+    assert isinstance(one.store.claim(claim_of(OTHER)), Found)
+    assert isinstance(one.store.claim(claim_of(OTHER, fingerprint=DIFFERENT)), Found)

@@ -21,7 +21,7 @@ from ..servers.sentinel import MASTER, SentinelSet
 from ..servers.standalone import RedisProcess, User
 
 ALONE = Settings(local_tier=None, on_outage=OnOutage.REJECT, store_timeout=5.0)
-COMMANDS = "evalsha eval get set setrange pttl pexpire del time publish subscribe unsubscribe ping info"
+COMMANDS = "evalsha eval get set setrange append pttl pexpire del time publish subscribe unsubscribe ping info"
 FEWEST_RIGHTS = User(
     "worker",
     "s3cr/t@:",

@@ -274,12 +274,13 @@ def redis_config(server: RedisProcess) -> dict[str, Any]:
 
 
 @pytest.fixture(params=["SimpleCache", pytest.param("Redis", marks=pytest.mark.redis)])
-def store(request: pytest.FixtureRequest) -> StoreUnderTest:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreUnderTest:
     """The store, empty, and with keys of the test's own: what another test has left running cannot touch them."""
     if request.param == "SimpleCache":
         return StoreUnderTest("SimpleCache", {"IDEMPOTENCY_CACHE_TYPE": "SimpleCache"})
     server = request.getfixturevalue("redis_server")
-    return StoreUnderTest("Redis", {**redis_config(server), "IDEMPOTENCY_KEY_PREFIX": f"{uuid4()}:"}, server)
+    own = {"IDEMPOTENCY_KEY_PREFIX": f"{uuid4()}:", "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "records.sqlite")}
+    return StoreUnderTest("Redis", {**redis_config(server), **own}, server)
 
 
 @pytest.fixture

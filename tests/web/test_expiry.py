@@ -511,7 +511,9 @@ class Spoiled:
 
 @pytest.fixture(params=["with a local tier", "Redis alone"])
 def spoiled(request: Any, redis_server: RedisProcess, bare_app: Any, serve: Any, runs: Runs) -> Spoiled:
-    settings = {"local_tier": None, "on_outage": "reject"} if request.param == "Redis alone" else {"local_tier": "memory"}
+    settings = (
+        {"local_tier": None, "on_outage": "reject"} if request.param == "Redis alone" else {"local_tier": "memory"}
+    )
 
     def make_worker() -> Server:
         app = bare_app(**redis_config(redis_server), **setting_names(settings))

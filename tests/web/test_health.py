@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from flask import Flask
 
-from flask_idempotent import Idempotency, create_blueprint, idempotent
+from flask_idempotent import Idempotency, create_blueprint, health, idempotent
+from flask_idempotent.config import Settings
+from flask_idempotent.core.store import Report
+from flask_idempotent.state import AppState
+from flask_idempotent.stores.memory import MemoryStore, RecordCache
 
+from ..servers.link import Link
+from ..servers.standalone import User
 from .conftest import Runs, Server, StoreUnderTest, eventually, setting_names
+
+ALONE = setting_names({"local_tier": None, "on_outage": "reject"})
 
 
 def with_health(app: Flask, runs: Runs, **options: Any) -> Flask:
@@ -20,25 +29,34 @@ def with_health(app: Flask, runs: Runs, **options: Any) -> Flask:
     return app
 
 
-def asked(server: Server, path: str = "/health") -> requests.Response:
+def asked(server: Server, path: str = "/health", *, changing: bool = False) -> requests.Response:
+    """The health, and whether the extension's methods say the same, unless it is about to change."""
     answer = server.request("GET", path)
     report = answer.json()
-    assert set(report) == {"status", "message", "stats"}
+    assert set(report) == {"status", "message", "stats", "since", "waiting", "breaker", "warnings"}
     assert set(report["stats"]) == {"isRedisAvailable", "inMemoryCacheSize", "cacheType"}
+    assert report["since"] is None or report["status"] != "healthy"
     assert isinstance(report["message"], str)
     assert len(report["message"]) > 10
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.status_code == (503 if report["status"] == "unhealthy" else 200)
     extension: Idempotency = server.app.extensions["idempotency"]
-    assert {**extension.health(server.app), "stats": extension.stats(server.app)} == report, "all three say the same"
+    if changing:
+        return answer
+    again = {**extension.health(server.app), "stats": extension.stats(server.app)}
+    assert set(again) == set(report)
+    for name in ("status", "message", "stats", "warnings"):  # the others change as time passes
+        assert again[name] == report[name], "all three say the same"
     return answer
 
 
 def test_a_store_that_works_is_healthy(
-    store: StoreUnderTest, make_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs
+    store: StoreUnderTest, bare_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs, tmp_path: Path
 ) -> None:
-    server = serve(with_health(make_app(), runs))
+    app = bare_app(**{**store.config, "IDEMPOTENCY_SHARED_PATH": str(tmp_path / "records.sqlite")})
+    Idempotency(app)
+    server = serve(with_health(app, runs))
     on_redis = store.redis is not None
     for count in range(3):
         report = asked(server).json()
@@ -132,7 +150,7 @@ def test_an_app_whose_redis_was_never_there_starts_and_says_so(
     assert asked(server).json()["status"] == "degraded"
     assert server.post(key="k").status_code == 201
     redis.start()
-    assert eventually(lambda: asked(server).json()["status"] == "healthy")
+    assert eventually(lambda: asked(server, changing=True).json()["status"] == "healthy")
     assert runs.count == 1
 
 
@@ -149,7 +167,7 @@ def test_the_health_of_a_frozen_redis_is_told_in_a_bounded_time(
     answer = server.request("GET", "/health", timeout=3)
     assert answer.json()["status"] == "degraded"
     redis.thaw()
-    assert eventually(lambda: asked(server).json()["status"] == "healthy")
+    assert eventually(lambda: asked(server, changing=True).json()["status"] == "healthy")
 
 
 @pytest.mark.redis
@@ -160,10 +178,108 @@ def test_the_report_shows_neither_addresses_nor_passwords(
     url = redis.url.replace("redis://", "redis://:tell-tale@")
     app = bare_app(IDEMPOTENCY_CACHE_REDIS_URL=url)
     Idempotency(app)
+    server = serve(with_health(app, runs))
+    assert_secret(asked(server), "degraded", redis.port)
+
+
+@pytest.mark.redis
+def test_the_warnings_show_neither_addresses_nor_passwords(
+    new_redis: Any, bare_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs
+) -> None:
+    redis = new_redis("--maxmemory-policy", "allkeys-lru", password="tell-tale").start()
+    app = bare_app(IDEMPOTENCY_CACHE_REDIS_URL=redis.url, **ALONE)
+    Idempotency(app)
     answer = asked(serve(with_health(app, runs)))
-    assert answer.json()["status"] == "degraded"
-    for secret in ("tell-tale", "127.0.0.1", str(redis.port), "Error"):
+    assert len(answer.json()["warnings"]) == 2
+    assert_secret(answer, "healthy", redis.port)
+
+
+def assert_secret(answer: requests.Response, status: str, port: int) -> None:
+    assert answer.json()["status"] == status
+    for secret in ("tell-tale", "127.0.0.1", str(port), "Error"):
         assert secret not in answer.text
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    ("options", "warnings"),
+    [
+        ({"persistent": True}, []),
+        ({}, ["Redis keeps nothing over a restart; set appendonly yes"]),
+        (
+            {"user": User("worker", "pw", ["~*", "&*", "+@all", "-info", "-config"])},
+            ["unknown whether Redis evicts", "unknown whether Redis keeps", "unknown whether this Redis is the master"],
+        ),
+    ],
+    ids=["well", "forgetful", "silent"],
+)
+def test_what_may_lose_records_is_a_warning_and_no_ill_health(
+    new_redis: Any,
+    bare_app: Callable[..., Flask],
+    serve: Callable[..., Server],
+    runs: Runs,
+    options: dict[str, Any],
+    warnings: list[str],
+) -> None:
+    redis = new_redis(**options).start()
+    app = bare_app(IDEMPOTENCY_CACHE_REDIS_URL=redis.user_url if redis.user else redis.url, **ALONE)
+    Idempotency(app)
+    server = serve(with_health(app, runs))
+    for _ in range(2):
+        report = asked(server).json()
+        assert report["status"] == "healthy"
+        assert [told[: len(start)] for told, start in zip(report["warnings"], warnings, strict=True)] == warnings
+
+
+@pytest.mark.redis
+def test_the_health_costs_one_ping_but_for_once_a_minute(
+    redis_server: Any, bare_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs
+) -> None:
+    link = Link(redis_server.port)
+    try:
+        app = bare_app(IDEMPOTENCY_CACHE_REDIS_URL=f"redis://127.0.0.1:{link.port}", **ALONE)
+        Idempotency(app)
+        server = serve(with_health(app, runs))
+        server.request("GET", "/health")
+        sent = link.asked(b"*")
+        for _ in range(5):
+            assert server.request("GET", "/health").status_code == 200
+        assert (link.asked(b"*") - sent, link.asked(b"PING")) == (5, 6)
+    finally:
+        app.extensions["idempotency"].close(app)
+        link.close()
+
+
+@pytest.mark.redis
+def test_the_records_that_redis_misses_are_counted(
+    new_redis: Any, bare_app: Callable[..., Flask], serve: Callable[..., Server], runs: Runs
+) -> None:
+    redis = new_redis()
+    app = bare_app(IDEMPOTENCY_CACHE_REDIS_URL=redis.url)
+    Idempotency(app)
+    server = serve(with_health(app, runs))
+    for number in range(3):
+        server.post(key=f"k-{number}")
+    assert asked(server).json()["waiting"] == 3
+    redis.start()
+    assert eventually(lambda: asked(server, changing=True).json()["waiting"] == 0)
+
+
+def test_an_outage_is_told_with_its_beginning_and_the_breaker() -> None:
+    class Cut(MemoryStore):
+        def report(self) -> Report:
+            return Report("memory", outage="away", waiting=2, since=1_800_000_000.25, breaker="open")
+
+    state = AppState(Settings(), Cut(RecordCache(1)), None, None)  # type: ignore[arg-type]
+    assert health.check(state) == {
+        "status": "degraded",
+        "message": "Redis cannot be used; this process keeps its own records until it can.",
+        "stats": {"isRedisAvailable": False, "inMemoryCacheSize": 0, "cacheType": "memory"},
+        "since": "2027-01-15T08:00:00.250000+00:00",
+        "waiting": 2,
+        "breaker": "open",
+        "warnings": [],
+    }
 
 
 @pytest.mark.redis

@@ -85,9 +85,13 @@ def test_each_host_of_the_app_serves_it(options, hosts):
 
 def test_the_tag_tells_the_script_what_the_settings_call_things():
     app = make_app(
-        IDEMPOTENCY_HEADER="X-Once", IDEMPOTENCY_FORM_FIELD="once", IDEMPOTENCY_IGNORED_FIELDS=["token", "a<b"]
+        IDEMPOTENCY_HEADER="X-Once",
+        IDEMPOTENCY_FORM_FIELD="once",
+        IDEMPOTENCY_REPLAY_HEADER="X-Again",
+        IDEMPOTENCY_IGNORED_FIELDS=["token", "a<b"],
     )
-    assert ' data-header="X-Once" data-field="once" data-ignored="a&lt;b token" defer>' in tag(app)
+    attributes = 'data-header="X-Once" data-field="once" data-replayed="X-Again" data-ignored="a&lt;b token"'
+    assert f" {attributes} defer>" in tag(app)
 
 
 def test_the_tag_can_have_a_nonce():

@@ -2,7 +2,9 @@
 
     python -m tests.web.worker '{"IDEMPOTENCY_CACHE_REDIS_URL": "redis://..."}' DIRECTORY
 
-prints its port. ``POST /`` notes in DIRECTORY that it began and ended, and waits while there is a file named hold.
+prints its port. ``POST /`` notes in DIRECTORY that it began and ended, and waits while there is a file named ``hold``,
+or ``hold-N`` for the attempt N. A file named ``status-N`` has the status that the attempt answers with. ``/careful`` is
+the same with ``on_crash="refuse"``, and ``/brief`` with a ``max_runtime`` of half a second.
 """
 
 from __future__ import annotations
@@ -34,20 +36,20 @@ def create_app(config: dict[str, Any], directory: Path) -> Flask:
         with (directory / word).open("a") as file:
             file.write(f"{os.getpid()} {current_idempotency.attempt} {current_idempotency.derive('charge')}\n")
 
-    @app.post("/")
-    @idempotent
     def work() -> Any:
+        attempt = current_idempotency.attempt
+        held, status = [directory / "hold", directory / f"hold-{attempt}"], directory / f"status-{attempt}"
         note("began")
         deadline = time.monotonic() + 30
-        while (directory / "hold").exists() and time.monotonic() < deadline:
+        while any(file.exists() for file in held) and time.monotonic() < deadline:
             time.sleep(0.005)
         note("ended")
-        return {
-            "worker": os.getpid(),
-            "attempt": current_idempotency.attempt,
-            "said": request.get_data(as_text=True),
-        }, 201
+        answer = {"worker": os.getpid(), "attempt": attempt, "said": request.get_data(as_text=True)}
+        return answer, int(status.read_text()) if status.exists() else 201
 
+    app.post("/", endpoint="work")(idempotent(work))
+    app.post("/careful", endpoint="careful")(idempotent(on_crash="refuse")(work))
+    app.post("/brief", endpoint="brief")(idempotent(max_runtime=0.5)(work))
     return app
 
 

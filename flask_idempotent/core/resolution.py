@@ -1,0 +1,90 @@
+"""An operator's word on a request whose worker died: it is taken over like any dead worker's claim, and settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .record import MAX_ATTEMPT, Head, NewerRecord, State, StoredResponse, UnreadableRecord, pack_payload, read_head
+from .steps import journal_key
+from .store import Claim, Found, OnOutage, Store, Terms
+
+
+class NotResolvable(Exception):
+    """The request is not one whose worker died; the message says what it is, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """With what a request counts as done.
+
+    :param response: what its duplicates get from now on.
+    :param ttl_ms: for how long.
+    :param compress_over: bytes from which compression is tried.
+    """
+
+    response: StoredResponse
+    ttl_ms: int
+    compress_over: int
+
+
+def interrupted(found: Found) -> Head:
+    """The head of a record whose worker died.
+
+    :raises NotResolvable: it is another kind of record.
+    """
+    try:
+        head = read_head(found.record)
+    except NewerRecord as error:
+        raise NotResolvable(f"{error}: use the version of this library that the workers have") from error
+    except UnreadableRecord as error:
+        raise NotResolvable("what stands there is no record of a request") from error
+    left = head.deadline - found.now_ms
+    if head.state is State.DONE:
+        raise NotResolvable("the request is done, and its answer is replayed; there is nothing to resolve")
+    if head.state is State.FAILED:
+        raise NotResolvable("the request has failed; it runs again when the client repeats it, as it is")
+    if left > 0:
+        raise NotResolvable(
+            f"the request is running, as far as can be told: its lease lasts for another {left / 1000:.1f} s. Wait "
+            "until it has ended, or its worker has failed to renew the lease"
+        )
+    return head
+
+
+def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, answer: Answer | None) -> None:
+    """Settle a request whose worker died.
+
+    The claim is taken over first, which the store grants for a dead worker's alone: one that comes to life meanwhile
+    keeps its key or loses it, and never shares it.
+
+    :param found: what stands under the key.
+    :param token: 16 random bytes.
+    :param terms: the lease and the retention of the claim until it is settled.
+    :param answer: with what the request is done; None: it never happened, and the key is free again.
+    :raises NotResolvable: the request is not one whose worker died, or not any more.
+    :raises UnstorableResponse: the answer is not what HTTP can send; nothing has changed.
+    :raises StoreError: the store cannot be asked.
+    """
+    head = interrupted(found)
+    payload = None if answer is None else _pack(head._replace(state=State.DONE, owner=token), answer)
+    terms = replace(terms, resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
+    claim = Claim(key, token, head.fingerprint, terms)
+    granted = store.claim(claim)
+    if isinstance(granted, Found):
+        interrupted(granted)
+        raise NotResolvable("another request has the key since")
+    if granted.attempt != min(head.attempt + 1, MAX_ATTEMPT):  # it was not the dead worker's any more
+        store.forget(claim)
+        raise NotResolvable("the record has changed or expired since it was looked at; look again")
+    claim = replace(claim, attempt=head.attempt)
+    if answer is None or payload is None:
+        store.delete(journal_key(key))  # whoever comes next under the key has done no step of its own
+        settled = store.forget(claim)
+    else:
+        settled = store.complete(claim, payload, answer.ttl_ms)
+    if not settled:
+        raise NotResolvable("another request has taken the key since")
+
+
+def _pack(head: Head, answer: Answer) -> bytes:
+    return pack_payload(head, answer.response, answer.compress_over)

@@ -1,0 +1,188 @@
+"""Connections that are kept for the next who needs one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from .wire import More, Reply, Wire
+
+# Firewalls and address translators drop connections that were silent for some minutes, and tell neither end.
+FRESH_SECONDS: Final = 60.0
+
+Place = tuple[str, int]
+
+
+class Exhausted(Exception):
+    """All connections stayed in use for as long as one may wait for one."""
+
+
+class Pool:
+    """Connections of one process to one server. Safe under threads and greenlets.
+
+    :param connect: makes an unconnected redis-py connection.
+    :param limit: connections that are kept, and that exist at the same time but for urgent ones.
+    :param patience: seconds to wait for one when all are in use.
+    """
+
+    def __init__(self, connect: Callable[[], Any], limit: int, patience: float) -> None:
+        self._connect = connect
+        self._limit = limit
+        self._patience = patience
+        self._idle: list[Wire] = []  # its append and pop are atomic
+        self._made = 0
+        self._waiting = 0
+        self._freed = threading.Condition()
+        self.connects = 0  # how often a connection was made
+
+    def exchange(self, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None) -> list[Reply]:
+        """Send packed commands on one connection and read as many replies.
+
+        Where a connection that was kept turns out to be gone, they are sent once more on a new one: whatever is sent
+        here may be applied twice.
+
+        :param urgent: do not wait for a free connection; a renewal must not queue behind those that it serves.
+        :param more: gives a command that follows from the replies, for the same connection; its reply is added.
+        :raises OSError: the server cannot be reached, or did not answer in time.
+        :raises redis.RedisError: it does not let this client in.
+        :raises Exhausted: no connection became free in time.
+        """
+        wire = self._take(urgent)
+        try:
+            replies = None if wire is None else _if_alive(wire, commands, count, more)
+            if wire is None or replies is None:
+                wire = self._new()
+                replies = wire.exchange(commands, count, more)
+        except BaseException:  # a greenlet may be killed here, too: nobody may read the reply that is under way
+            self._drop(wire)
+            raise
+        self._keep(wire)
+        return replies
+
+    def close(self) -> None:
+        """Hang up on all connections that are not in use."""
+        while self._idle:
+            self._drop(self._idle.pop())
+
+    def _new(self) -> Wire:
+        """A new connection, for which there is room already."""
+        wire = Wire(self._connect())
+        with self._freed:
+            self.connects += 1
+        return wire
+
+    def _take(self, urgent: bool) -> Wire | None:
+        """A kept connection, or None and the right to make one."""
+        if (wire := self._kept()) is not None:
+            return wire
+        with self._freed:
+            if urgent or self._made < self._limit:
+                self._made += 1
+                return None
+            self._waiting += 1
+            try:
+                return self._wait()
+            finally:
+                self._waiting -= 1
+
+    def _wait(self) -> Wire | None:
+        deadline = time.monotonic() + self._patience
+        while True:
+            if (wire := self._kept()) is not None:
+                return wire
+            if self._made < self._limit:
+                self._made += 1
+                return None
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Exhausted(f"all {self._limit} connections to Redis are in use")
+            self._freed.wait(left)
+
+    def _kept(self) -> Wire | None:
+        """A connection that nobody uses, and that was used not long ago."""
+        while True:
+            try:
+                wire = self._idle.pop()
+            except IndexError:
+                return None
+            if time.monotonic() - wire.used < FRESH_SECONDS:
+                return wire
+            self._drop(wire)
+
+    def _keep(self, wire: Wire) -> None:
+        if self._made > self._limit:  # one was urgent
+            self._drop(wire)
+            return
+        wire.used = time.monotonic()
+        self._idle.append(wire)
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
+
+    def _drop(self, wire: Wire | None) -> None:
+        """Hang up, and make room for another connection."""
+        if wire is not None:
+            wire.close()
+        with self._freed:
+            self._made -= 1
+            if self._waiting:
+                self._freed.notify()
+
+
+def _if_alive(wire: Wire, commands: bytes, count: int, more: More | None) -> list[Reply] | None:
+    """The replies; None where the connection, which was kept, is gone."""
+    try:
+        return wire.exchange(commands, count, more)
+    except TimeoutError:
+        raise
+    except OSError:
+        wire.close()
+        return None
+
+
+class Pools:
+    """The pools of one process, by the server.
+
+    :param make: a pool for a server.
+    """
+
+    def __init__(self, make: Callable[[Place], Pool]) -> None:
+        self._make = make
+        self._by_place: dict[Place, Pool] = {}
+        self._lock = threading.Lock()
+        self._retired = 0  # connections made by pools that are gone
+
+    @property
+    def places(self) -> list[Place]:
+        """The servers that there are pools for."""
+        return list(self._by_place)
+
+    @property
+    def connects(self) -> int:
+        """How often a connection was made."""
+        return self._retired + sum(pool.connects for pool in list(self._by_place.values()))
+
+    def at(self, place: Place) -> Pool:
+        """The pool of a server."""
+        pool = self._by_place.get(place)
+        if pool is None:
+            with self._lock:
+                pool = self._by_place.get(place)
+                if pool is None:
+                    pool = self._by_place[place] = self._make(place)
+        return pool
+
+    def only(self, places: Collection[Place]) -> None:
+        """Hang up on all servers but these."""
+        with self._lock:
+            gone = [self._by_place.pop(place) for place in list(self._by_place) if place not in places]
+            self._retired += sum(pool.connects for pool in gone)
+        for pool in gone:
+            pool.close()
+
+    def close(self) -> None:
+        """Hang up on all connections that are not in use."""
+        for pool in list(self._by_place.values()):
+            pool.close()

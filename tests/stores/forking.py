@@ -1,0 +1,63 @@
+"""A busy process that forks: ``python -m tests.stores.forking PORT CHILDREN`` prints how each of its children ended.
+
+Threads claim, wait and complete all the time, so that locks are held and connections in use at every fork. Each child
+does the same once, and is ended by an alarm when it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from itertools import count
+
+import redis
+
+from flask_idempotent.core.guard import Guard, Run
+from flask_idempotent.core.record import StoredResponse
+from flask_idempotent.core.store import Terms
+from flask_idempotent.stores.addresses import nodes_behind
+from flask_idempotent.stores.redis import RedisStore
+
+from .making import SAME, TTL
+
+THREADS = 6
+ALARM_SECONDS = 10
+
+
+def request(guard: Guard, key: str) -> None:
+    """One request's way, and a short wait for another one."""
+    run = guard.begin(key, SAME, Terms(lease_ms=30, ttl_ms=TTL))
+    assert isinstance(run, Run)
+    guard.store.wait(key, 1)
+    assert guard.finish(run, StoredResponse("200 OK", (), b"made"), TTL, 1024)
+
+
+def child(guard: Guard) -> int:
+    """How a forked process ends: 0 when all went well, the alarm's signal when something stood still."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(ALARM_SECONDS)
+        request(guard, f"idempotency:{{child {os.getpid()}}}")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(port: int, children: int) -> None:
+    store = RedisStore(nodes_behind(redis.Redis(port=port, max_connections=THREADS // 2), 5.0))
+    guard = Guard(store, lambda event: None)
+
+    def work(number: int) -> None:
+        for turn in count():
+            request(guard, f"idempotency:{{{number} {turn}}}")
+
+    for number in range(THREADS):
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    print(dict(Counter(child(guard) for _ in range(children))), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
