@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -85,7 +86,8 @@ class Head(NamedTuple):
         return _HEAD.pack(VERSION, self.state, self.attempt, self.owner, self.fingerprint, digits)
 
 
-class StoredResponse(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
     """A response as it is kept and replayed.
 
     :param status: the status line without the protocol, ``"201 CREATED"``.
