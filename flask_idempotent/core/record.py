@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -86,8 +85,7 @@ class Head(NamedTuple):
         return _HEAD.pack(VERSION, self.state, self.attempt, self.owner, self.fingerprint, digits)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
+class StoredResponse(NamedTuple):
     """A response as it is kept and replayed.
 
     :param status: the status line without the protocol, ``"201 CREATED"``.
