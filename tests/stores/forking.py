@@ -2,6 +2,9 @@
 
 Threads claim, wait and complete all the time, so that locks are held and connections in use at every fork. Each child
 does the same once, and is ended by an alarm when it cannot.
+
+The address is a number, and the first fork comes when all threads have made a turn: a name that is looked up, or a
+module that is imported, at the moment of a fork can stop the child in the C library or in Python, whatever we do.
 """
 
 from __future__ import annotations
@@ -46,15 +49,19 @@ def child(guard: Guard) -> int:
 
 
 def main(port: int, children: int) -> None:
-    store = RedisStore(nodes_behind(redis.Redis(port=port, max_connections=THREADS // 2), 5.0))
-    guard = Guard(store, lambda event: None)
+    client = redis.Redis(host="127.0.0.1", port=port, max_connections=THREADS // 2)
+    guard = Guard(RedisStore(nodes_behind(client, 5.0)), lambda event: None)
+    warm = threading.Barrier(THREADS + 1)
 
     def work(number: int) -> None:
         for turn in count():
             request(guard, f"idempotency:{{{number} {turn}}}")
+            if turn == 0:
+                warm.wait(60)
 
     for number in range(THREADS):
         threading.Thread(target=work, args=(number,), daemon=True).start()
+    warm.wait(60)
     print(dict(Counter(child(guard) for _ in range(children))), flush=True)
     os._exit(0)
 

@@ -12,7 +12,7 @@ from ..servers.standalone import RedisProcess
 
 pytestmark = pytest.mark.redis
 ROOT = Path(__file__).parents[2]
-CHILDREN = 60
+CHILDREN = 40
 
 
 def test_no_child_of_a_busy_process_stands_still(redis_server: RedisProcess) -> None:
