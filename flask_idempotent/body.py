@@ -50,18 +50,23 @@ def read_body(request: Request, ignored: frozenset[str]) -> Body:
     :param ignored: form fields, and members of a JSON object, that do not count.
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
-    form = is_form(request)
-    if form and "form" in request.__dict__:
-        return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
-    if request.is_json or form or "_cached_data" in request.__dict__:
-        if request.mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
-            spool, digest = _spool(request)
-            return _parsed(request, spool, ignored) or Body(streamed_body(digest))
-        data = _data(request)
-        if form and (body := _parsed(request, io.BytesIO(data), ignored)):
-            return body
-        return Body(json_body(data, ignored) if request.is_json else raw_body(data))
+    if request.is_json:
+        return Body(json_body(_data(request), ignored))
+    if is_form(request):
+        return _read_form(request, ignored)
+    if "_cached_data" in request.__dict__:
+        return Body(raw_body(_data(request)))
     return Body(streamed_body(_spool(request)[1]))
+
+
+def _read_form(request: Request, ignored: frozenset[str]) -> Body:
+    if "form" in request.__dict__:
+        return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
+    if request.mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
+        spool, digest = _spool(request)
+        return _parsed(request, spool, ignored) or Body(streamed_body(digest))
+    data = _data(request)
+    return _parsed(request, io.BytesIO(data), ignored) or Body(raw_body(data))
 
 
 def _parsed(request: Request, stream: IO[bytes], ignored: frozenset[str]) -> Body | None:

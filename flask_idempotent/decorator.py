@@ -203,7 +203,7 @@ class _Execution:
 
     def _respond(self, call: Call) -> Response:
         """The view's answer, or that of the app's own error handlers; what none of them takes is raised."""
-        hooks = request_ctx._after_request_functions
+        hooks = request_ctx._get_current_object()._after_request_functions  # type: ignore[attr-defined]
         earlier = len(hooks)
         try:
             answer: Any = call()
@@ -215,7 +215,7 @@ class _Execution:
         own, hooks[earlier:] = hooks[earlier:], []
         for hook in own:  # what the view has added by after_this_request is part of its answer, on a replay as well
             response = self._app.ensure_sync(hook)(response)
-        response.headers.pop(self._settings.replay_header, None)
+        response.headers.remove(self._settings.replay_header)
         return response
 
     def _ttl_ms(self, response: Response) -> int:

@@ -16,6 +16,7 @@ from .cluster import ClusterNodes
 from .nodes import Nodes, OneServer, SentinelNodes
 from .pool import Place
 from .sentinels import Sentinels
+from .tls import sharing_context
 
 POOL_SIZE: Final = 32
 PATIENCE: Final = 3.0  # seconds
@@ -80,30 +81,32 @@ def nodes_behind(client: Any, timeout: float | None) -> Nodes:
     common = (_settings(given, timeout, encrypted), *_limits(pool.max_connections))
     if hasattr(pool, "sentinel_manager"):
         sentinels = _sentinels(pool.sentinel_manager, pool.service_name, timeout, encrypted)
-        return SentinelNodes(sentinels, SSLConnection if encrypted else Connection, *common)
-    return OneServer(_plain(pool.connection_class), *common)
+        return SentinelNodes(sentinels, _ours(pool.connection_class), *common)
+    return OneServer(_ours(pool.connection_class), *common)
 
 
 def _cluster(startup: list[Place], given: Mapping[str, Any], timeout: float | None) -> ClusterNodes:
     encrypted = bool(given.get("ssl")) or issubclass(given.get("connection_class", Connection), SSLConnection)
     settings = _settings({name: value for name, value in given.items() if name != "db"}, timeout, encrypted)
     limits = _limits(given.get("max_connections"))
-    return ClusterNodes(startup, SSLConnection if encrypted else Connection, settings, *limits)
+    return ClusterNodes(startup, _ours(SSLConnection if encrypted else Connection), settings, *limits)
 
 
 def _sentinels(lent: Sentinel, service: str, timeout: float | None, encrypted: bool) -> Sentinels:
     """Connections of our own to the sentinels, with the credentials and TLS settings of the lent ones."""
 
     def connect(pool: Any) -> Callable[[], Any]:
-        cls, settings = _plain(pool.connection_class), _settings(pool.connection_kwargs, timeout, encrypted)
+        cls, settings = _ours(pool.connection_class), _settings(pool.connection_kwargs, timeout, encrypted)
         return lambda: cls(**settings)
 
     return Sentinels([connect(sentinel.connection_pool) for sentinel in lent.sentinels], service)
 
 
-def _plain(connection_class: type) -> type:
-    """redis-py's own class below whatever a lent client puts on top of it."""
-    for known in (SSLConnection, UnixDomainSocketConnection, Connection):
+def _ours(connection_class: type) -> type:
+    """The class of our connections: below whatever a lent client puts on top of redis-py's own."""
+    if issubclass(connection_class, SSLConnection):
+        return sharing_context()
+    for known in (UnixDomainSocketConnection, Connection):
         if issubclass(connection_class, known):
             return known
     return connection_class

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from .wire import More, Reply, Wire
 
-# Firewalls and address translators drop connections that were silent for some minutes, and tell neither end.
-FRESH_SECONDS: Final = 60.0
+# Firewalls and address translators drop connections that were silent for some minutes (four, at the soonest of the
+# large clouds'), and tell neither end.
+FRESH_SECONDS: Final = 180.0
 
 Place = tuple[str, int]
 

@@ -31,11 +31,13 @@ class _View:
     """How one process sees its Redis. A forked process has a view, and locks and a thread, of its own.
 
     :param indebted: running claims of the process that Redis may not know as they are.
+    :param missed: keys of which Redis knows the outcome, and the local tier could not be told.
     """
 
     breaker: Breaker
     recovery: Recovery
     indebted: set[bytes] = field(default_factory=set)
+    missed: set[str] = field(default_factory=set)
 
 
 class TieredStore:
@@ -58,9 +60,21 @@ class TieredStore:
     def _new_view(self) -> _View:
         recovery = Recovery(self._local, self._shared, lambda key: self._tell(Outcome.DUPLICATED, key))
         breaker = Breaker(
-            recovery, recovery.glance, lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, "")
+            recovery,
+            lambda: self._glance(recovery),
+            lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
         )
         return _View(breaker, recovery)
+
+    def _glance(self, recovery: Recovery) -> bool:
+        """What the probe does while all is well: bring the local tier what it has missed, and look after Redis."""
+        missed = self._view().missed
+        for key in list(missed):
+            theirs = self._shared.peek(key)
+            if theirs is not None:
+                self._adopt(key, theirs)
+            missed.discard(key)
+        return recovery.glance()
 
     @property
     def _breaker(self) -> Breaker:
@@ -263,7 +277,7 @@ class TieredStore:
             over = standing(mine.record, claim, mine.now_ms) is not Standing.UNREADABLE and not _runs(mine)
             known = over and self._recovery.is_acquainted  # it was not just restarted, and empty
             return None if known and self._local.drop(claim.key, mine.record) else mine
-        if theirs.record[OWNER] == mine.record[OWNER]:
+        if theirs.record[OWNER] == mine.record[OWNER] and theirs.record[1:2] == mine.record[1:2]:
             return mine
         self._adopt(claim.key, theirs)
         return theirs
@@ -322,6 +336,7 @@ class TieredStore:
         except StoreError:
             if not agreed:
                 raise
+            self._view().missed.add(claim.key)
         return agreed or bool(kept)
 
     def _is_indebted(self, claim: Claim, told: tuple[Any] | None) -> bool:

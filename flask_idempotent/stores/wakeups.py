@@ -21,6 +21,7 @@ log = logging.getLogger("flask_idempotent")
 
 IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 SAFETY_SECONDS: Final = 1.0  # between two reads of one who listens, should a message be lost
+PING_SECONDS: Final = 1.0  # of silence, after which a server is asked whether it is still there
 POLL_SECONDS: Final = 0.025  # between two reads of one who cannot listen
 RETRY_SECONDS: Final = 5.0  # after which pub/sub is tried again where it failed
 
@@ -72,7 +73,8 @@ class _Listener:
         self._lock = threading.Lock()
         self._ears: dict[str, set[Ear]] = {}
         self._subscribed: set[str] = set()
-        self._unconfirmed: Counter[str] = Counter()  # of the thread alone
+        self._unconfirmed: Counter[str] = Counter()  # of the thread alone, like the next
+        self._pinged = False  # and not yet answered
         self._running = False
         self._closing = False
         self._broken_until = 0.0
@@ -144,9 +146,10 @@ class _Listener:
     def _serve(self, pubsub: Any, selector: selectors.BaseSelector, bell: socket.socket) -> None:
         asked: set[str] = set()
         self._unconfirmed.clear()
+        self._pinged = False
         heard = None  # the socket of the subscribed connection
         while True:
-            rung = selector.select(IDLE_SECONDS)
+            rung = selector.select(PING_SECONDS if asked else IDLE_SECONDS)
             if not pubsub.subscribed and any(key.fileobj is heard for key, _ in rung):
                 raise exceptions.ConnectionError("the server hung up")  # nobody listens: it has nothing else to say
             with suppress(BlockingIOError):
@@ -157,6 +160,8 @@ class _Listener:
                     self._end()
                     return
                 self._subscribed &= wanted
+            if not rung:
+                self._ping(pubsub)
             if old := asked - wanted:
                 pubsub.unsubscribe(*old)
             if new := wanted - asked:
@@ -172,7 +177,18 @@ class _Listener:
             if now is not heard:  # the client has connected anew: messages may have passed unheard
                 raise exceptions.ConnectionError("the subscribed connection was lost")
 
+    def _ping(self, pubsub: Any) -> None:
+        """Make sure that nothing was heard because nothing was said: a frozen server does not hang up."""
+        if self._pinged:
+            raise exceptions.ConnectionError("the server says nothing any more")
+        if pubsub.subscribed:
+            self._pinged = True
+            pubsub.ping()
+
     def _hear(self, message: dict[str, Any]) -> None:
+        self._pinged = False
+        if message["type"] == "pong":
+            return
         key = message["channel"].decode()
         with self._lock:
             ears = self._ears.get(key, ())

@@ -327,9 +327,9 @@ def test_any_bytes_have_a_digest(body: bytes) -> None:
     ],
 )
 def test_a_body_made_to_be_slow_is_digested_in_time(body: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # of this process alone: others may keep it waiting
     json_body(body)
-    assert time.perf_counter() - started < (5 if len(body) > 100_000 else 1)
+    assert time.process_time() - started < (5 if len(body) > 100_000 else 1)
 
 
 # Members that do not count

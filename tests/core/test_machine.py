@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -307,7 +306,7 @@ def test_a_record_that_cannot_be_read_gives_an_error_and_no_second_run(record: b
 @pytest.mark.parametrize("compress_over", [0, 10**6], ids=["compressed", "plain"])
 def test_no_damage_to_a_finished_record_makes_a_view_run_again(compress_over: int) -> None:
     """Promise 8. Cut anywhere, or with any one bit changed: an error, a mismatch, or the original answer."""
-    response = replace(CREATED, body=b'{"id": 7, "lines": []}' * 4)
+    response = CREATED._replace(body=b'{"id": 7, "lines": []}' * 4)
     record = a_record(State.DONE, response=response, compress_over=compress_over)
     damaged = [record[:size] for size in range(len(record))] + [flip(record, bit) for bit in range(8 * len(record))]
     for value in damaged:

@@ -13,7 +13,9 @@ import redis
 
 from flask_idempotent.core.guard import Guard, Unprotected
 from flask_idempotent.core.record import State, read_head
-from flask_idempotent.core.store import Claimed, Found, OnOutage, StoreError, StoreFull, Terms
+from flask_idempotent.core.store import Claim, Claimed, Found, OnOutage, StoreError, StoreFull, Terms
+from flask_idempotent.stores import breaker
+from flask_idempotent.stores.memory import MemoryStore
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.standalone import RedisProcess
@@ -378,3 +380,30 @@ def test_what_runs_here_is_not_forgotten_with_redis(worker: Workers, server: red
     server.flushall()
     assert isinstance(one.store.claim(claim_of(OTHER)), Found)
     assert isinstance(one.store.claim(claim_of(OTHER, fingerprint=DIFFERENT)), Found)
+
+
+class Deaf(MemoryStore):
+    """A local tier that cannot be told outcomes, like a file that somebody holds."""
+
+    def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
+        raise StoreError("the file is held by another process")
+
+
+def test_an_outcome_that_the_local_tier_has_missed_is_told_to_it_before_redis_can_be_lost(worker: Workers) -> None:
+    """Else the claim that is left there ends with its lease, and in an outage the request runs again."""
+    one = worker(local_of=Deaf)
+    finish(one)
+    eventually(lambda: (record := one.local.get(KEY)) and read_head(record).state is State.DONE)
+    cut_off(one)
+    assert answered_by(one) == ME
+
+
+def test_a_duplicate_finds_the_outcome_that_the_local_tier_has_missed(
+    worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60)  # so that the probe does not come first
+    one = worker(local_of=Deaf)
+    finish(one)
+    assert answered_by(one) == ME
+    cut_off(one)
+    assert answered_by(one) == ME

@@ -149,6 +149,42 @@ def test_a_message_that_was_lost_is_made_up_for_soon(store: RedisStore, server: 
         assert future.result(LONG / 2000) == Gone()
 
 
+def test_those_who_wait_on_a_server_that_froze_are_not_left_to_the_slow_look(
+    redis_server: RedisProcess, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not hang up, and so nobody would know that nothing is heard any more."""
+    monkeypatch.setattr(wakeups, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(wakeups, "SAFETY_SECONDS", 60.0)
+    link = Link(redis_server.port)
+    try:
+        store = connect(redis_server.port)
+        store._wakeups = wakeups.Wakeups(lambda: redis.Redis(port=link.port, protocol=2))
+        store.claim(claim_of())
+        with ThreadPoolExecutor(3) as pool, redis_server.client() as server:
+            futures = waiting(pool, store, 3)
+            eventually(lambda: listeners(server))
+            link.freeze()
+            store.complete(claim_of(), payload_of(claim_of()), TTL)
+            assert [isinstance(future.result(LONG / 2000), Found) for future in futures] == [True] * 3
+    finally:
+        link.close()
+
+
+def test_those_who_wait_long_keep_hearing(
+    store: RedisStore, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wakeups, "PING_SECONDS", 0.02)
+    store.claim(claim_of())
+    with ThreadPoolExecutor(1) as pool:
+        (future,) = waiting(pool, store, 1)
+        eventually(lambda: listeners(server))
+        server.config_resetstat()
+        eventually(lambda: server.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] > 5)
+        assert listeners(server) == 1
+        store.forget(claim_of())
+        assert future.result(LONG / 2000) == Gone()
+
+
 FORKED = """
 import os, sys, threading, redis
 from flask_idempotent.stores.addresses import nodes_behind
