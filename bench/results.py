@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -34,7 +35,7 @@ def circumstances(*packages: str) -> str:
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {_commit()}; {_processor()}, {_cores()} cores, "
         f"{platform.system()} {platform.release()}; Python {platform.python_version()}, {_redis_server()}, "
-        f"{', '.join(versions)}."
+        f"{', '.join(versions)}; load average {os.getloadavg()[0]:.1f}."
     )
 
 

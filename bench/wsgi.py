@@ -15,25 +15,29 @@ _ENVIRON: dict[str, Any] = {
     "REQUEST_METHOD": "POST", "PATH_INFO": "/", "SCRIPT_NAME": "", "QUERY_STRING": "", "SERVER_NAME": "localhost",
     "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "localhost", "wsgi.url_scheme": "http",
     "wsgi.errors": sys.stderr, "wsgi.version": (1, 0), "wsgi.multithread": True, "wsgi.multiprocess": False,
-    "wsgi.run_once": False, "CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(BODY)),
+    "wsgi.run_once": False, "CONTENT_TYPE": "application/json",
 }  # fmt: skip
 
 
 def _start_response(_status: str, _headers: list[tuple[str, str]], _error: Any = None) -> None: ...
 
 
-def sender(app: Callable[[dict[str, Any], Any], Iterable[bytes]]) -> Send:
-    """Sends the request to an app."""
+def sender(app: Callable[[dict[str, Any], Any], Iterable[bytes]], body: bytes = BODY) -> Send:
+    """Sends the request to an app.
+
+    :param body: JSON.
+    """
+    base = _ENVIRON | {"CONTENT_LENGTH": str(len(body))}
 
     def send(key: str) -> bytes:
-        environ = _ENVIRON | {"wsgi.input": io.BytesIO(BODY), "HTTP_IDEMPOTENCY_KEY": key}
+        environ = base | {"wsgi.input": io.BytesIO(body), "HTTP_IDEMPOTENCY_KEY": key}
         return b"".join(app(environ, _start_response))
 
     return send
 
 
-def bare(view: View) -> Send:
+def bare(view: View, body: bytes = BODY) -> Send:
     """The view without any guard."""
     app = Flask("bare")
     app.post("/")(lambda: view(request.get_json()))
-    return sender(app)
+    return sender(app, body)

@@ -24,6 +24,8 @@ from . import orders
 from .orders import Order, Payment, Refund, Status
 from .pages import describe
 
+WAIT = 10  # seconds: a browser that sends a form twice shows the second answer, so that has to be the outcome
+
 refunds = Blueprint("refunds", __name__)
 
 UNSETTLED = "Your refund is asked for, and the answer is not there yet. Ask again in a moment: it goes back once."
@@ -40,7 +42,7 @@ class NotRefundable(CheckoutError):
 
 
 @refunds.post("/orders/<order_id>/refund")
-@idempotent(required=True)
+@idempotent(required=True, wait=WAIT)
 def refund_order(order_id: str) -> Response | dict[str, Any]:
     """Refund a paid order, and answer with its status; a browser's form is led back to the order's page."""
     order = orders.find(order_id)

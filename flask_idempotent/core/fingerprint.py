@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final
@@ -22,8 +21,7 @@ from .digest import combine
 _MARK: Final = "\x00"
 MAX_DEPTH: Final = 100
 MAX_EXPONENT: Final = 18  # characters
-_BRACKETS: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # strings are matched to be passed over
-_STEPS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
+_NESTED: Final = (dict, list)
 _ESCAPED_MARK: Final = "\\u0000"
 
 
@@ -87,9 +85,11 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
     """
     try:
         text = body.decode()
-        if _ESCAPED_MARK in text or _is_deep(text):
+        if _ESCAPED_MARK in text:
             return raw_body(body)
         value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+            return raw_body(body)
         if isinstance(value, dict) and not ignored.isdisjoint(value):
             value = {name: member for name, member in value.items() if name not in ignored}
         return combine("json", _ENCODER.encode(value).encode())
@@ -97,20 +97,19 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
         return raw_body(body)
 
 
-def _is_deep(text: str) -> bool:
+def _is_deep(value: Any) -> bool:
     """Whether a document is nested beyond ``MAX_DEPTH``.
 
     The parser's own limit depends on the depth of the caller's stack, and a retry must not look like another request
     because it came by another way.
     """
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return False
-    depth = 0
-    for token in _BRACKETS.findall(text):
-        depth += _STEPS.get(token, 0)
-        if depth > MAX_DEPTH:
-            return True
-    return False
+    level = [value] if isinstance(value, _NESTED) else []
+    for _ in range(MAX_DEPTH):
+        parts = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [part for several in parts for part in several if isinstance(part, _NESTED)]
+        if not level:
+            return False
+    return True
 
 
 def _exact(number: str) -> str:

@@ -106,11 +106,11 @@ class ClusterNodes(Nodes):
         """See :class:`Nodes`. What is published on one server is heard on all."""
         return self._client_at(self._master_of(0))
 
-    def each(self, commands: bytes, count: int) -> dict[str, list[Reply]]:
+    def each(self, commands: bytes, count: int, *, urgent: bool = True) -> dict[str, list[Reply]]:
         """See :class:`Nodes`."""
         self._master_of(0)
         masters = sorted({place for _, _, place in self._slots})
-        return {f"{host}:{port}": self._at((host, port), commands, count, True) for host, port in masters}
+        return {f"{host}:{port}": self._at((host, port), commands, count, urgent) for host, port in masters}
 
     def _exchange_some(
         self, place: Place, numbers: list[int], commands: Sequence[tuple[str, bytes]], replies: list[Reply]

@@ -81,12 +81,12 @@ class Nodes(ABC):
     def client(self) -> Redis:
         """A client of redis-py's to one of the servers, for listening. Its connections are its own."""
 
-    def each(self, commands: bytes, count: int) -> dict[str, list[Reply]]:
+    def each(self, commands: bytes, count: int, *, urgent: bool = True) -> dict[str, list[Reply]]:
         """Send the same to every server that takes writes, for questions about the servers themselves.
 
-        They do not wait for a free connection: who asks how a busy server is should not add to the queue.
+        :param urgent: do not wait for a free connection: who asks how a busy server is should not add to the queue.
         """
-        return {self.name: self.exchange("", commands, count, urgent=True)}
+        return {self.name: self.exchange("", commands, count, urgent=urgent)}
 
     def close(self) -> None:
         """Hang up on all connections that are not in use."""

@@ -95,8 +95,9 @@ class Recovery:
 
     def _heed_flush(self) -> None:
         """Where Redis runs on, but has nothing of what it was given, somebody has emptied it: copies go, too."""
-        settled = [key for key, record, _ in self._local.copies("", SAMPLE) if _is_settled(key, record)]
-        given = [key for key in settled if not self._local.is_owed(key)]
+        now = self._local.now()
+        over = [key for key, record, _ in self._local.copies("", SAMPLE) if _is_over(key, record, now)]
+        given = [key for key in over if not self._local.is_owed(key)]
         if given and all(self._shared.get(key) is None for key in given):
             log.warning("idempotency: Redis was emptied; this host's copies of its records are dropped")
             self._local.drop_copies()
@@ -194,8 +195,9 @@ def _is_record(key: str, value: bytes) -> bool:
     return not is_journal(key) and value[1:2] in _RECORDS
 
 
-def _is_settled(key: str, value: bytes) -> bool:
-    return _is_record(key, value) and value[1:2] != State.PENDING.value
+def _is_over(key: str, value: bytes, now: int) -> bool:
+    """Whether it is a record of a request that does not run."""
+    return _is_record(key, value) and (value[1:2] != State.PENDING.value or _lease_left(value, now) <= 1)
 
 
 def _lease_left(record: bytes, now: int) -> int:

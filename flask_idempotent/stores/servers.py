@@ -65,7 +65,9 @@ def run_ids(nodes: Nodes) -> str | None:
 
     :raises StoreError: they do not answer.
     """
-    ids = {name: _info(replies[0]).get("run_id") for name, replies in _ask(nodes, pack("INFO", "server"), 1).items()}
+    # As requests do, this waits for a connection: one more each time would be a new one to ask about.
+    told = _ask(nodes, pack("INFO", "server"), 1, urgent=False)
+    ids = {name: _info(replies[0]).get("run_id") for name, replies in told.items()}
     return None if None in ids.values() else " ".join(f"{name}={run_id}" for name, run_id in sorted(ids.items()))
 
 
@@ -83,9 +85,9 @@ _QUESTIONS: Final = b"".join(
 )  # fmt: skip
 
 
-def _ask(nodes: Nodes, questions: bytes, count: int) -> Mapping[str, list[object]]:
+def _ask(nodes: Nodes, questions: bytes, count: int, *, urgent: bool = True) -> Mapping[str, list[object]]:
     try:
-        return nodes.each(questions, count)
+        return nodes.each(questions, count, urgent=urgent)
     except ERRORS as error:
         raise store_error(error) from error
 

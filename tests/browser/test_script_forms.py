@@ -223,7 +223,7 @@ def test_a_server_that_asks_for_patience_gets_it(site, page):
     send(page)
     status(page).to_contain_text("Trying again in 1 s (2 of 10); it counts once.")
     page.wait_for_url("**/done")
-    assert time.monotonic() - began > 2.5
+    assert time.monotonic() - began > 1.9  # a date has whole seconds, so that three of them may be little more than two
     assert len(site.runs) == 1
 
 

@@ -173,6 +173,7 @@ def test_a_server_that_is_killed_in_the_middle_and_started_anew_is_one_order(
     else:
         after_a_broken_connection(buyer)
         shop.start()
+        time.sleep(LEASE)  # for which the dead worker has the key; before, the page would ask for patience
         press_buy(buyer)
     await_payment_page(buyer)
     assert len(set(keys)) == 1

@@ -96,7 +96,7 @@ def test_a_replica_has_what_its_master_has_and_acknowledges_it_unless_it_is_froz
     with master.client() as client:
         until(lambda: client.info("replication").get("slave0", {}).get("state") == "online", "replication")
         client.set("key", "value")
-        assert wait(client) == 1
+        until(lambda: wait(client) == 1, "the replica to follow")
         with replica.client() as other:
             assert other.get("key") == b"value"
             with pytest.raises(redis.exceptions.ReadOnlyError):

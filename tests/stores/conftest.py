@@ -80,7 +80,7 @@ def _no_probe_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(TieredStore, "__init__", remembered)
     yield
     for store in made:
-        store._breaker.stop()
+        store.close()
     if made:
         eventually(lambda: not alive("probe"))
 

@@ -254,7 +254,7 @@ def test_a_frozen_master_costs_only_those_who_need_it(cluster: Cluster, connect:
         assert elapsed(lambda: [store.complete(claim, payload_of(claim), TTL) for claim in mine]) < BUDGET * 2
         cluster.await_takeover(0, victim)
         again = until(lambda: unless_away(lambda: store.claim(claim_of(OTHER, there.key))), "an answer", within=WITHIN)
-        assert isinstance(again, Found)
+        assert isinstance(again, Found | Claimed)  # without MIN_REPLICAS a failover may lose the claim
     finally:
         victim.thaw()
     late = claim_at(cluster, cluster.master_of(0))

@@ -189,18 +189,22 @@ def post(app: Flask, path: str = "/") -> TestResponse:
     return app.test_client().post(path, headers={"Idempotency-Key": "k"})
 
 
+def answered(app: Flask, path: str = "/") -> TestResponse:
+    """The answer when the app has noticed that the replica is back."""
+    return until(lambda: [each for each in [post(app, path)] if each.status_code != 503], "an answer")[0]
+
+
 def test_a_route_that_rejects_does_not_run_and_leaves_the_key_free(pair: Pair) -> None:
     app = app_with(pair.master, "reject")
     failed = post(app, "/failing")
     pair.replica.freeze()
-    refused = [post(app) for _ in range(2)] + [post(app, "/failing")]
+    refused = [post(app), post(app, "/failing")]
     pair.replica.thaw()
-    with pair.master.client() as client:
-        until(lambda: client.wait(1, 1000) == 1, "the replica to follow")
-    answer = post(app)
-    assert [(each.status_code, "Retry-After" in each.headers) for each in refused] == [(503, True)] * 3
+    answer, again = answered(app), answered(app, "/failing")
+    assert [(each.status_code, "Retry-After" in each.headers) for each in refused] == [(503, True)] * 2
     assert (answer.status_code, answer.json) == (201, {"run": 1, "attempt": 1})
-    assert (failed.json, post(app, "/failing").json) == ({"attempt": 1}, {"attempt": 3}), "a failure is not forgotten"
+    assert (failed.json, again.status_code) == ({"attempt": 1}, 500)
+    assert again.json["attempt"] > 1, "a failure is not forgotten"
     app.extensions["idempotency"].close(app)
 
 
@@ -219,7 +223,7 @@ def test_a_view_that_ran_gets_its_answer_to_the_client_though_no_replica_has_it(
     app.post("/freezing", endpoint="freezing")(idempotent(lambda: (pair.replica.freeze(), ("done", 201))[1]))
     first = post(app, "/freezing")
     pair.replica.thaw()
-    again = post(app, "/freezing")
+    again = answered(app, "/freezing")
     assert (first.status_code, first.text) == (201, "done")
     assert (again.status_code, again.headers.get("Idempotent-Replayed")) == (201, "true"), "the master had it"
     app.extensions["idempotency"].close(app)

@@ -268,7 +268,7 @@ def redis_config(server: RedisProcess) -> dict[str, Any]:
     """A Redis that has time to answer on a busy test machine; the tests of outages have their own limits."""
     return {
         "IDEMPOTENCY_CACHE_REDIS_URL": server.url,
-        "IDEMPOTENCY_SHARED_PATH": str(server.directory / "records.sqlite"),
+        "IDEMPOTENCY_SHARED_PATH": str(server.directory / f"records-{uuid4()}.sqlite"),
         "IDEMPOTENCY_STORE_TIMEOUT": 3,
     }
 

@@ -1,0 +1,67 @@
+"""Large bodies, in and out."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from tests.servers.standalone import RedisProcess
+
+from .. import floor, ours, wsgi
+from ..measure import Call, take_turns
+from ..requests import View, key
+from ..subject import REPLAYED
+from ..table import Cell, markdown, median
+
+KIB = (1, 10, 100, 1000)  # 1,000 KiB and its headers fit into MAX_BODY
+HEADS = ("store", "KiB in and out", "bare us", "first run adds us", "x GET", "replay adds us", "x GET")
+EXPLANATION = """
+JSON of rows with numbers and words, as large in the request as in the answer. The request is parsed for its fingerprint
+and again by the view; the answer is compressed where that pays.
+"""
+
+
+def section(server: RedisProcess, rounds: int) -> str:
+    """Measure, and make the text."""
+    return f"{EXPLANATION}\n{markdown(HEADS, _rows(server, rounds))}"
+
+
+def _rows(server: RedisProcess, rounds: int) -> Iterator[list[Cell]]:
+    stores: dict[str, dict[str, Any]] = {
+        "SimpleCache": {"CACHE_TYPE": "SimpleCache"},
+        "Redis alone": {
+            "CACHE_REDIS_URL": server.url, "LOCAL_TIER": None, "ON_OUTAGE": "reject", "STORE_TIMEOUT": 5,
+        },
+    }  # fmt: skip
+    for kib in KIB:
+        document = _document(kib * 1024)
+        body = json.dumps(document).encode()
+        bare = wsgi.bare(View(document), body)
+        calls: dict[str, Call] = {"GET": floor.redis_py(server), "bare": lambda n, bare=bare: bare(key(n))}  # type: ignore[misc]
+        for name, settings in stores.items():
+            app = ours.guarded(View(document), f"bodies {kib}", settings | {"MAX_BODY": 2 * len(body)})
+            assert app is not None
+            calls |= _calls(name, wsgi.sender(app, body))
+        times = {name: median(each) for name, each in take_turns(calls, max(rounds // kib, 20)).items()}
+        for name in stores:
+            first, replay = (times[f"{name}: {kind}"] - times["bare"] for kind in ("first run", "replay"))
+            get = times["GET"]
+            yield [name, str(kib), times["bare"], first, first / get, replay, replay / get]
+
+
+def _calls(name: str, send: wsgi.Send) -> dict[str, Call]:
+    return {
+        f"{name}: first run": lambda n: send(key(n)),
+        f"{name}: replay": lambda _: send(REPLAYED),
+    }
+
+
+def _document(size: int) -> dict[str, Any]:
+    """Something like an order, of about so many bytes as JSON."""
+    chance, items = random.Random(0), []
+    for row in range(max(size // 100, 1)):
+        words = chance.sample(("mug", "pen", "kettle", "lamp", "blanket", "notebook"), 3)
+        items.append({"row": row, "sku": f"{chance.getrandbits(64):x}", "price": row + 0.25, "tags": words})
+    return {"items": items}

@@ -1,0 +1,1 @@
+"""How soon a request that waits for another one hears of its outcome."""
