@@ -51,11 +51,11 @@
     longest: 8_000, // … up to this, unless the server asks for more
   };
 
-  // ---- intents: {name, key, state, location} by a digest of address, name and content ----
+  // ---- intents: {name, key, page, state, location} by a digest of address, name and content ----
   //
-  // OPEN: not answered, or kept after an answer: goes on whoever asks. ANSWERED: what this very form (its hidden field
-  // has the key) sends again is the same intent, so pressing the button again after "back" gets the same answer.
-  // OVER: never sent again; remembered only so that a page from the browser's cache does not use its key again.
+  // OPEN: not answered, or kept after an answer: goes on whoever asks. ANSWERED: what this very page (known by the key
+  // that the server has put into it) sends again is the same intent: pressing the button again after "back" gets the
+  // same answer. OVER: never sent again; remembered only so that a page from the browser's cache does not use its key.
 
   const [OPEN, ANSWERED, OVER] = ["open", "answered", "over"];
   const PREFIX = "idempotent:";
@@ -268,6 +268,7 @@
 
   // ---- forms ----
 
+  const pages = new WeakMap(); // form -> the key that its page came with
   const running = new WeakSet(); // forms that are being sent
   const leaving = new WeakSet(); // … and those of them whose answer leads to another page
   const disabled = new WeakMap(); // form -> its buttons that are disabled meanwhile, and what had the focus
@@ -308,21 +309,28 @@
     return field;
   }
 
-  function keyFor(slot, rendered) {
+  // What the field held when the page came. A page that is loaded anew from the browser's cache holds it again.
+  function pageOf(form) {
+    if (!pages.has(form)) pages.set(form, fieldOf(form).value);
+    return pages.get(form);
+  }
+
+  function intentFor(form, slot, name) {
     const known = intents.read(slot);
-    const again = known?.state === OPEN || (known?.state === ANSWERED && known.key === rendered);
-    if (again) return known.key;
-    return rendered && !intents.knows(rendered) ? rendered : newKey();
+    const [held, page] = [fieldOf(form).value, pageOf(form)];
+    const samePage = known?.key === held || (page && known?.page === page);
+    if (known?.state === OPEN || (known?.state === ANSWERED && samePage)) return { ...known, page, state: OPEN };
+    return { name, key: held && !intents.knows(held) ? held : newKey(), page, state: OPEN };
   }
 
   async function send(form, plan) {
     rest(form, false);
     const name = intentOf(form, plan);
     const slot = await formSlot(name, plan);
-    const field = fieldOf(form);
-    const key = (field.value = keyFor(slot, field.value));
-    const known = intents.read(slot);
-    intents.save(slot, { ...(known?.key === key ? known : {}), name, key, state: OPEN });
+    const intent = intentFor(form, slot, name);
+    const { key } = intent;
+    intents.save(slot, intent);
+    fieldOf(form).value = key;
     plan.data.set(FIELD, key);
     const about = { intent: name, key };
     tell(form, "start", { ...about, message: "One moment…" });
@@ -340,7 +348,7 @@
     const reported = response.headers.get(LOCATION);
     const location = reported ? new URL(reported, response.url).href : response.redirected ? response.url : undefined;
     const state = "idempotentKeep" in form.dataset ? OPEN : ANSWERED;
-    intents.save(slot, { name: about.intent, key: about.key, state, location });
+    intents.save(slot, { ...intents.read(slot), state, location });
     const message = location ? "Done. One moment…" : "Done.";
     const { proceed } = tell(form, "done", { ...about, response: response.clone(), location, message });
     if (proceed && location) leave(form, location);
@@ -448,6 +456,7 @@
 
   async function recall(form) {
     statusOf(form);
+    pageOf(form);
     const plan = planOf(form, submits(form)[0]);
     if (!plan || running.has(form)) return;
     const known = intents.read(await formSlot(intentOf(form, plan), plan));

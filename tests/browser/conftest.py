@@ -226,11 +226,11 @@ def make_site(
     """Serve a site and open an empty page for it; what the script tells is in ``heard`` there."""
     sites: list[Site] = []
 
-    def make_site(host: str = "127.0.0.1", init: str = "", **config: Any) -> tuple[Site, Page]:
+    def make_site(host: str = "127.0.0.1", init: str = "", *, memory: bool = True, **config: Any) -> tuple[Site, Page]:
         sites.append(Site(**config))
         server = listen()
         server.start(sites[-1].app)
-        context = open_context(f"http://{host}:{server.port}")
+        context = open_context(f"http://{host}:{server.port}", memory=memory)
         context.add_init_script(EVENTS + init)
         return sites[-1], context.new_page()
 

@@ -171,13 +171,15 @@ def test_an_intent_that_is_kept_goes_on_until_the_page_ends_it(site, page):
 
 
 def test_who_calls_can_give_it_up_and_the_intent_goes_on(site, page):
-    site.first.extend([busy(503, Retry_After="60")])
+    site.first.append(busy(503, Retry_After="300"))
     name = page.evaluate(
         """async () => {
              const giveUp = new AbortController();
              document.addEventListener("idempotent:retry", () => giveUp.abort(), {once: true});
              const init = {method: "POST", body: "tea", signal: giveUp.signal};
-             return Idempotent.fetch("/made", init).then((answer) => answer.status, (error) => error.name);
+             const call = Idempotent.fetch("/made", init, {patience: 600_000});
+             const late = new Promise((resolve) => setTimeout(resolve, 30_000, "nothing in time"));
+             return Promise.race([late, call.then((answer) => answer.status, (error) => error.name)]);
            }"""
     )
     assert name == "AbortError"
