@@ -34,7 +34,7 @@ class Campaign:
     faults: tuple[Fault, ...]
     site: Site = ONE
     lease: float = LEASE
-    gap: tuple[float, float] = (1.5, 3.0)
+    gap: tuple[float, float] = (2.5, 4.5)
     policies: tuple[str, ...] = ("local", "reject")
     agree: tuple[str, ...] = ("local", "reject")
 
