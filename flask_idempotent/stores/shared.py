@@ -27,7 +27,8 @@ log = logging.getLogger("flask_idempotent")
 Answer = TypeVar("Answer")
 
 LIMIT_BYTES: Final = 64 << 20
-BUSY_SECONDS: Final = 0.25  # for which another process may hold the file and write nothing
+BUSY_SECONDS: Final = 1.0  # for which another process may hold the file and write nothing; a busy machine takes 0.3
+TURN_SECONDS: Final = 0.25  # for which another thread of this process may be the one that tries
 SETTLING_SECONDS: Final = 5.0  # the same, where a finished request would run again if it were not written
 CROWDED_SECONDS: Final = 5.0  # for which others may always be faster
 FIRST_PAUSE: Final = 0.0002  # seconds, doubled with each try
@@ -121,7 +122,7 @@ class SharedTable:
     def _patiently(self, work: Callable[[SqlRows], Answer], settles: bool = False, *, reserve: bool = False) -> Answer:
         """Do some work with the write lock, as soon as others let us have it."""
         patience = _Patience(self._file, settles)
-        with self._sessions.in_turn(BUSY_SECONDS):
+        with self._sessions.in_turn(TURN_SECONDS):
             while True:
                 try:
                     return self._once(work, True, reserve)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from . import faults
@@ -34,7 +34,7 @@ class Campaign:
     faults: tuple[Fault, ...]
     site: Site = ONE
     lease: float = LEASE
-    gap: tuple[float, float] = (1.5, 3.0)
+    gap: tuple[float, float] = (2.5, 4.5)
     policies: tuple[str, ...] = ("local", "reject")
     agree: tuple[str, ...] = ("local", "reject")
 
@@ -69,5 +69,8 @@ CAMPAIGNS: Final = {
         Campaign("workers-in-outage", (faults.killed_with_worker,), Site(workers=4, threads=1)),
         Campaign("clocks", (faults.clock_moved, faults.clock_moved, faults.frozen), Site(clocks=True)),
         Campaign("two-hosts", (faults.frozen, faults.killed), _TWO, lease=LONG_LEASE, agree=("reject",)),
+        Campaign(
+            "two-hosts-empty", (faults.killed,), replace(_TWO, redis="volatile"), lease=LONG_LEASE, agree=("reject",)
+        ),
     )
 }

@@ -22,7 +22,7 @@ from .measures import Measures, measure
 from .plan import LATER_SECONDS, Send
 from .world import World
 
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS: Final = 120.0  # long enough for any request to meet a calm between two outages
 SWEPT: Final = 3000  # keys that are asked for again in the end, at most
 PROGRESS_SECONDS: Final = 10.0
 

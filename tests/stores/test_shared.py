@@ -201,6 +201,7 @@ def test_a_file_that_others_write_all_the_time_is_worth_waiting_for(
     shared: Make, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What tells many writers from a frozen one is that the log changes: here somebody is always faster."""
+    monkeypatch.setattr(shared_module, "BUSY_SECONDS", 0.25)
     store = shared()
     store.set("first", b"", TTL)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
