@@ -119,6 +119,19 @@ def read_head(record: bytes) -> Head:
     return Head(state, attempt, owner, fingerprint, int(digits))
 
 
+def is_running(record: bytes, now: int) -> bool:
+    """Whether a record says that its worker is alive; what a later version wrote is believed without its lease.
+
+    :param now: the store's clock, milliseconds since the epoch.
+    """
+    if record[1:2] != State.PENDING.value:
+        return False
+    try:
+        return read_head(record).deadline > now
+    except (NewerRecord, UnreadableRecord):
+        return True
+
+
 def checksum(record_head: bytes, body: bytes) -> int:
     """CRC-32 over a head without its deadline, and what follows the checksum."""
     return zlib.crc32(body, zlib.crc32(record_head[: HEAD_SIZE - DEADLINE_SIZE]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
+
+TAKEOVER_MS: Final = 500  # after a lease, for somebody to take over before those who wait are told that nobody runs
 
 
 class StoreError(Exception):
@@ -160,7 +162,7 @@ class Store(Protocol):
         """Append the entry with a step's result. False where another token stands."""
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
-        """Wait until the record is no longer pending."""
+        """Wait until no worker holds the key any more: its request has ended, or its lease and nobody took over."""
 
     def peek(self, key: str) -> Found | None:
         """The record under a key with the store's clock, or None."""

@@ -23,7 +23,7 @@ APPLICATION: Final = 0x49644B79  # marks a SQLite file as ours
 PAGE_BYTES: Final = 4096
 LOG_PAGES: Final = 500  # after which the write-ahead log is written back
 LOG_BYTES: Final = 4 << 20  # what is left for it, and what it shrinks back to
-OPENING_SECONDS: Final = 2.0  # to wait for another one who opens the file
+OPENING_SECONDS: Final = 5.0  # to wait for another one who opens the file
 
 Identities = dict[str, tuple[int, int]]  # device and inode, by path
 

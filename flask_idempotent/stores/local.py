@@ -10,15 +10,16 @@ from functools import partial
 from typing import ClassVar, Final
 
 from ..core.machine import Change, Effect, Event, transition
-from ..core.record import State
+from ..core.record import is_running
 from ..core.steps import journal_key
-from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
+from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from .table import Rows, Table
 from .tier import Debt, LocalTier
 
 __all__ = ["Debt", "LocalStore", "LocalTier"]
 
 DELETION_MS: Final = 86_400_000  # for how long a deletion is owed
+LEASE_CHECK_SECONDS: Final = 1.0  # between two looks of one who waits: a dead worker tells nobody
 NOBODY: Final = b""  # the owner of plain values
 
 
@@ -76,7 +77,7 @@ class LocalStore:
                 record, now = self._look(key)
                 if record is None:
                     return Gone()
-                if record[1:2] != State.PENDING.value:
+                if not is_running(record, now - TAKEOVER_MS):
                     return Found(record, now)
                 if time.monotonic() >= deadline:
                     return TimedOut()
@@ -283,8 +284,10 @@ class LocalStore:
         return self._table.run(work, writes=False)
 
     def _rest(self, changed: threading.Event, deadline: float) -> None:
-        """Wait until something has happened to a key that is waited for; at most until the deadline, monotonic."""
-        changed.wait(max(deadline - time.monotonic(), 0))
+        """Wait until something has happened to a key that is waited for, or a lease may be over; at most until the
+        deadline, monotonic.
+        """
+        changed.wait(max(min(deadline - time.monotonic(), LEASE_CHECK_SECONDS), 0))
 
     @contextmanager
     def _listening(self, key: str) -> Iterator[threading.Event]:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any, Final, cast
 
 from ..core.machine import Standing, standing
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, OWNER, Head, State, read_head
-from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, OWNER, Head, State, is_running, read_head
+from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
 from .failures import ERRORS, store_error
@@ -80,7 +80,7 @@ class RedisStore:
             return Found(record, now)
         attempt = read_head(record).attempt
         if lacking:
-            self._take_back(replace(claim, attempt=attempt))
+            self.take_back(replace(claim, attempt=attempt))
             raise lacking
         return Claimed(attempt)
 
@@ -122,6 +122,14 @@ class RedisStore:
         """Delete a claim of which only the token is known."""
         return bool(self._run(scripts.FORGET, key, owner))
 
+    def take_back(self, claim: Claim) -> None:
+        """Give back a claim that was granted, and whose request is not going to run. Where there is another tier, that
+        one knows what is to become of it.
+        """
+        if self._alone:
+            with suppress(StoreError):
+                self.forget(claim) if claim.attempt == 1 else self.fail(claim)
+
     def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
@@ -142,7 +150,7 @@ class RedisStore:
                 found = self.peek(key)
                 if found is None:
                     return Gone()
-                if found.record[1:2] != State.PENDING.value:
+                if not is_running(found.record, found.now_ms - TAKEOVER_MS):
                     return found
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -226,12 +234,6 @@ class RedisStore:
         if lacking:
             raise lacking
         return bool(ended)
-
-    def _take_back(self, claim: Claim) -> None:
-        """The request is not going to run. (Where there is another tier, that one knows what is to become of it.)"""
-        if self._alone:
-            with suppress(StoreError):
-                self.forget(claim) if claim.attempt == 1 else self.fail(claim)
 
     def _lacking(self, key: str, replicas: int) -> StoreError | None:
         """The error of a write that too few replicas have; None when it is well."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 from weakref import WeakSet, finalize
 
+from ..core.store import StoreError
 from .hostfile import PAGE_BYTES, Identities, Opened, identities, identity, inherited
 from .rows import SqlRows
 
@@ -17,7 +18,8 @@ Answer = TypeVar("Answer")
 
 RESERVE: Final = 8  # one part in so many of the file is for the requests that already run, not for new keys
 FEWEST_PAGES: Final = 24  # an empty file has about a dozen
-KEPT: Final = 8  # idle connections
+MOST: Final = 8  # connections; SQLite lets one write at a time, and opening one takes longer than waiting for one
+LENDING_SECONDS: Final = 10.0  # for others to give one back
 CHECK_SECONDS: Final = 0.01  # a look at the file costs as much as a tenth of a claim
 TEND_SECONDS: Final = 1.0
 FORK_SECONDS: Final = 5.0  # for the transactions under way to end
@@ -110,7 +112,7 @@ class Session:
 
 
 class Sessions:
-    """The sessions of a process, each used by one thread at a time.
+    """The sessions of a process: a few, each used by one thread at a time.
 
     SQLite's locks do not survive a fork: the child would take the locks of its parent for its own. So nothing is open
     while a process forks; parent and child both open anew.
@@ -137,8 +139,8 @@ class Sessions:
         if self._pid != os.getpid():
             self.begin_anew()  # forked by something that does not tell Python
         with self._lock:
-            while self._forks:
-                self._turn.wait()
+            if not self._turn.wait_for(lambda: not self._forks and self._lent < MOST, LENDING_SECONDS):
+                raise StoreError("no connection to the host's records has become free")
             self._lent += 1
             session = self._idle.pop() if self._idle else None
         if session is None:
@@ -152,10 +154,7 @@ class Sessions:
 
     def give_back(self, session: Session) -> None:
         """The session can be used by others."""
-        if len(self._idle) >= KEPT:
-            self.drop(session)
-        else:
-            self._returned(session)
+        self._returned(session)
 
     def drop(self, session: Session) -> None:
         """The session is of no use any more."""
@@ -218,6 +217,8 @@ class Sessions:
                 self._idle.append(session)
             if self._forks:
                 self._turn.notify_all()
+            else:
+                self._turn.notify()
 
 
 _known: WeakSet[Sessions] = WeakSet()  # of the process, as forks are

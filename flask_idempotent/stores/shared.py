@@ -13,8 +13,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ..core.record import State
-from ..core.store import StoreError, StoreFull
+from ..core.record import is_running
+from ..core.store import TAKEOVER_MS, StoreError, StoreFull
 from .hostfile import HostFile, check_path, default_path, is_damage
 from .local import LocalStore
 from .rows import NewKeyRefused, SqlRows
@@ -245,4 +245,4 @@ class SharedStore(LocalStore):
     def _ended(self, keys: Iterable[str], rows: Rows) -> list[str]:
         """Those of some keys under which no request is running."""
         now = self._clock()
-        return [key for key in keys if (rows.find(key, now)[0] or b"")[1:2] != State.PENDING.value]
+        return [key for key in keys if not is_running(rows.find(key, now)[0] or b"", now - TAKEOVER_MS)]

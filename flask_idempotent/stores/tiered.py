@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from ..core.forks import PerProcess
 from ..core.guard import Occurrence, Outcome
 from ..core.machine import Standing, standing
-from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
+from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, is_running, read_head
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
 from .local import LocalTier
@@ -113,8 +113,7 @@ class TieredStore:
             if missed is not None:
                 raise missed
             self._wait_for_others(claim, _NotAsked)
-            theirs = self._ask(self._shared.claim, claim)
-            self._check_servers(claim)
+            theirs = self._granted(claim)
         except StoreError as error:
             return self._unagreed(claim, mine, error)
         return self._settle(claim, mine, theirs)
@@ -157,7 +156,11 @@ class TieredStore:
         return self._write(claim, "end_step", result)
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
-        """See :class:`~flask_idempotent.core.store.Store`. On Redis, which wakes us; here, where it is away."""
+        """See :class:`~flask_idempotent.core.store.Store`. On Redis, which wakes us; here, where it is away, or where
+        the request runs without its consent.
+        """
+        if self._local.is_owed(key):
+            return self._local.wait(key, timeout_ms)
         began = time.monotonic()
         there: Found | Gone | TimedOut = Gone()
         try:
@@ -244,6 +247,17 @@ class TieredStore:
             return error
         return None
 
+    def _granted(self, claim: Claim) -> Claimed | Found:
+        """What Redis says to a claim. What it grants without knowing enough is given back at once."""
+        theirs = self._ask(self._shared.claim, claim)
+        if isinstance(theirs, Claimed):
+            try:
+                self._check_servers(claim)
+            except StoreError:
+                self._shared.take_back(replace(claim, attempt=theirs.attempt))
+                raise
+        return theirs
+
     def _check_servers(self, claim: Claim) -> None:
         """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
         if not self._recovery.is_acquainted and self._ask(self._recovery.meet):
@@ -274,11 +288,13 @@ class TieredStore:
         except StoreError:
             return mine
         if theirs is None:
-            over = standing(mine.record, claim, mine.now_ms) is not Standing.UNREADABLE and not _runs(mine)
-            known = over and self._recovery.is_acquainted  # it was not just restarted, and empty
+            known = _is_over(mine, claim) and self._recovery.is_acquainted  # it was not just restarted, and empty
             return None if known and self._local.drop(claim.key, mine.record) else mine
-        if theirs.record[OWNER] == mine.record[OWNER] and theirs.record[1:2] == mine.record[1:2]:
+        own = theirs.record[OWNER] == mine.record[OWNER]
+        if own and theirs.record[1:2] == mine.record[1:2]:
             return mine
+        if not own and is_running(mine.record, mine.now_ms) and self._local.is_owed(claim.key):
+            return mine  # it was let run without Redis, and this host will stand by its outcome
         self._adopt(claim.key, theirs)
         return theirs
 
@@ -391,10 +407,10 @@ class _NotAsked(StoreError):
     """The breaker is open: nothing was sent to Redis."""
 
 
-def _runs(found: Found) -> bool:
-    """Whether a record is that of a request whose worker is alive, as far as can be told."""
-    head = read_head(found.record)
-    return head.state is State.PENDING and head.deadline > found.now_ms
+def _is_over(found: Found, claim: Claim) -> bool:
+    """Whether a record is that of a request that does not run, as far as can be told."""
+    readable = standing(found.record, claim, found.now_ms) is not Standing.UNREADABLE
+    return readable and not is_running(found.record, found.now_ms)
 
 
 def _retention_left(found: Found) -> int:

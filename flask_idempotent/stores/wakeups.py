@@ -19,7 +19,8 @@ from .failures import ERRORS
 
 log = logging.getLogger("flask_idempotent")
 
-IDLE_SECONDS: Final = 30.0  # after which the connection is given back
+IDLE_SECONDS: Final = 30.0  # after which the connection is given back, and with it all subscriptions
+LEFTOVERS: Final = 100  # subscriptions that nobody needs any more are undone together, so many at a time
 SAFETY_SECONDS: Final = 1.0  # between two reads of one who listens, should a message be lost
 PING_SECONDS: Final = 1.0  # of silence, after which a server is asked whether it is still there
 POLL_SECONDS: Final = 0.025  # between two reads of one who cannot listen
@@ -145,11 +146,12 @@ class _Listener:
 
     def _serve(self, pubsub: Any, selector: selectors.BaseSelector, bell: socket.socket) -> None:
         asked: set[str] = set()
+        wanted: set[str] = set()
         self._unconfirmed.clear()
         self._pinged = False
         heard = None  # the socket of the subscribed connection
         while True:
-            rung = selector.select(PING_SECONDS if asked else IDLE_SECONDS)
+            rung = selector.select(PING_SECONDS if wanted else IDLE_SECONDS)
             if not pubsub.subscribed and any(key.fileobj is heard for key, _ in rung):
                 raise exceptions.ConnectionError("the server hung up")  # nobody listens: it has nothing else to say
             with suppress(BlockingIOError):
@@ -159,15 +161,18 @@ class _Listener:
                 if self._closing or not (wanted or rung):
                     self._end()
                     return
-                self._subscribed &= wanted
+                old, new = asked - wanted, wanted - asked
+                if len(old) < LEFTOVERS:
+                    old = set()
+                self._subscribed -= old
             if not rung:
                 self._ping(pubsub)
-            if old := asked - wanted:
+            if old:
                 pubsub.unsubscribe(*old)
-            if new := wanted - asked:
+            if new:
                 pubsub.subscribe(*new)
                 self._unconfirmed.update(new)
-            asked = wanted
+            asked = asked - old | new
             while pubsub.subscribed and (message := pubsub.get_message(timeout=0)):
                 self._hear(message)
             now = getattr(pubsub.connection, "_sock", None)

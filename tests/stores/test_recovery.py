@@ -106,6 +106,29 @@ def test_the_request_of_another_that_still_runs_is_waited_for(
     assert len(reports(caplog)) == 1
 
 
+def test_what_runs_here_since_an_outage_is_what_duplicates_here_wait_for(worker: Workers) -> None:
+    """Another host has finished the key. That answers its own clients and all who come new, but not those of a host
+    that is about to tell one of them something else.
+    """
+    one, other = worker(), worker()
+    finish(other, OTHER)
+    cut_off(one)
+    assert one.store.claim(claim_of()) == Claimed(1)
+    one.link.open()
+    eventually(lambda: one.store.report().redis_available)
+    with ThreadPoolExecutor(1) as pool:
+        found = one.store.claim(claim_of(THIRD))
+        assert isinstance(found, Found)
+        assert read_head(found.record).owner == ME
+        waiter = pool.submit(one.store.wait, KEY, 5000)
+        assert one.store.complete(claim_of(), payload_of(claim_of(), ME), TTL)
+        answer = waiter.result(5)
+        assert isinstance(answer, Found)
+        assert read_head(answer.record)[:3] == (D, 1, ME)
+    eventually(lambda: not one.store.report().waiting)
+    assert (answered_by(one), answered_by(other), answered_by(worker())) == (ME, OTHER, OTHER)
+
+
 @pytest.mark.parametrize("ending", ["forget", "lapse"])
 def test_ours_is_written_when_the_other_one_gives_up(worker: Workers, server: redis.Redis, ending: str) -> None:
     one, other = worker(), worker()

@@ -16,6 +16,7 @@ import redis
 
 from flask_idempotent.core.record import State
 from flask_idempotent.core.store import Claimed, Found, Store, StoreError
+from flask_idempotent.stores import wakeups
 from flask_idempotent.stores.redis import Copy, RedisStore, Restored
 
 from ..servers.process import until
@@ -47,6 +48,12 @@ WITHOUT: Final = {
     "+unsubscribe": {"listen"},
     CHANNELS: {"listen", "tell"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _undone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subscriptions that nobody needs are not collected until they are many."""
+    monkeypatch.setattr(wakeups, "LEFTOVERS", 1)
 
 
 def claims(store: Store, admin: redis.Redis) -> None:

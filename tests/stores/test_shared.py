@@ -331,7 +331,7 @@ def test_threads_share_a_few_connections_and_give_them_back(shared: Make, path: 
 
     assert sum(at_once([partial(work, number) for number in range(24)])) == 100
     kept = descriptors(path) - before
-    assert 0 < kept <= 3 * sessions.KEPT
+    assert 0 < kept <= 3 * sessions.MOST
     store.close()
     assert descriptors(path) == before
     assert store.get(numbered(0)) is not None

@@ -15,7 +15,9 @@ from flask_idempotent.core.guard import Guard, Unprotected
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claim, Claimed, Found, OnOutage, StoreError, StoreFull, Terms
 from flask_idempotent.stores import breaker
+from flask_idempotent.stores.absent import NoTier
 from flask_idempotent.stores.memory import MemoryStore
+from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.standalone import RedisProcess
@@ -109,6 +111,25 @@ def test_a_refused_key_leaves_nothing_behind(worker: Workers, server: redis.Redi
     recovered(one)
     assert server.get(KEY) is None
     assert one.store.claim(claim_of(OTHER, fingerprint=DIFFERENT)) == Claimed(1)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_what_a_restarted_redis_grants_too_early_is_given_back(
+    new_redis: Callable[..., RedisProcess], connect: Connect, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    """Without a local tier nobody else would: the key would stay taken until the end of the lease."""
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60.0)
+    server = new_redis(persistent=True).start()
+    store = TieredStore(NoTier(), connect(server.port, of=partial(RedisStore, alone=True)))
+    store.claim(claim_of(OTHER))
+    do(store, "fail" if attempt == 2 else "forget", claim_of(OTHER))
+    server.stop()
+    server.start()
+    mine = claim_of(on_outage=OnOutage.REJECT)
+    with pytest.raises(StoreError, match="a moment ago"):
+        store.claim(mine)
+    with server.client() as client:
+        assert head_in(client) == (None if attempt == 1 else (State.FAILED, ME))
 
 
 def test_each_route_has_its_own_policy_in_one_outage(worker: Workers) -> None:

@@ -102,6 +102,16 @@ def test_a_waiter_sees_the_outcome_of_the_worker_that_took_over(place: Place) ->
     assert read_head(answer.record).attempt == 2
 
 
+def test_a_waiter_is_told_when_the_worker_has_died_and_nobody_took_over(place: Place) -> None:
+    place.elsewhere.claim(claim_of(OTHER, lease_ms=100))
+    with ThreadPoolExecutor(1) as pool:
+        (future,) = waiting(pool, place.store, 1)
+        answer = future.result(LONG / 2000)
+    assert isinstance(answer, Found)
+    assert read_head(answer.record).owner == OTHER
+    assert isinstance(place.store.claim(claim_of()), Claimed)
+
+
 def test_waiters_for_one_key_are_not_woken_by_another(place: Place) -> None:
     other = claim_of(OTHER, "idempotency:{other}")
     place.store.claim(claim_of())
