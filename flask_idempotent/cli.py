@@ -31,16 +31,10 @@ from .web import stored_headers
 from .workers import sign_of_several
 
 EXIT: Final = {Level.OK: 0, Level.NOTE: 0, Level.WARNING: 1, Level.FAILURE: 2}
-NAME: Final = "idempotency"
 
-commands = AppGroup(NAME, help="Look at idempotency records, and at the store they are in.")
+commands = AppGroup()
 
 Place = tuple[str, Store, Found]
-
-
-def register(app: Flask) -> None:
-    """Give an app the commands, unless it has others by that name."""
-    app.cli.commands.setdefault(NAME, commands)
 
 
 # --- doctor -------------------------------------------------------------------------------------------------------
@@ -259,6 +253,6 @@ def _clear_errors(store: Store) -> Iterator[None]:
     except NotResolvable as error:
         raise click.ClickException(f"not resolved: {error}") from error
     except StoreError as error:
-        raise click.ClickException(f"{error}; nothing has changed. See `flask {NAME} doctor`") from error
+        raise click.ClickException(f"{error}; nothing has changed. See `flask idempotency doctor`") from error
     finally:
         store.close()

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from flask import Flask, current_app, has_app_context
 from flask_caching import Cache
 
-from . import cli, health, script, signals
+from . import commands, health, script, signals
 from .config import ConfigurationError, read_settings
 from .core.guard import Guard, Occurrence
 from .decorator import COVERED
@@ -72,7 +72,7 @@ class Idempotency:
         app.jinja_env.globals.setdefault("idempotency_field", partial(idempotency_field, settings.form_field))
         script.install(app, settings)
         _OrderCheck(app)
-        cli.register(app)
+        commands.register(app)
 
     def principal_loader(self, loader: Loader) -> Loader:
         """Decorator: the function that tells who makes the current request.

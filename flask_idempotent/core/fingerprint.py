@@ -20,6 +20,7 @@ from .digest import combine
 # mark's first character as an escape, and texts with that escape count by their bytes.
 _MARK: Final = "\x00"
 MAX_DEPTH: Final = 100
+MOST_KNOWN: Final = 1000  # documents, for each of which 64 bytes are kept
 MAX_EXPONENT: Final = 18  # characters
 _NESTED: Final = (dict, list)
 _ESCAPED_MARK: Final = "\\u0000"
@@ -83,6 +84,21 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
     :param body: the text as it came.
     :param ignored: members of the outermost object that do not count.
     """
+    seen = (hashlib.sha256(body).digest(), ignored)
+    known = _known.get(seen)
+    if known is None:
+        known = _json_body(body, ignored)
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[seen] = known
+    return known
+
+
+# What was parsed lately in this process, by its bytes: a retry repeats these, and need not be parsed again.
+_known: dict[tuple[bytes, frozenset[str]], bytes] = {}
+
+
+def _json_body(body: bytes, ignored: frozenset[str]) -> bytes:
     try:
         text = body.decode()
         if _ESCAPED_MARK in text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from .lease import Heartbeat
@@ -96,7 +96,7 @@ class Guard:
             self._observe(Occurrence(Outcome.UNPROTECTED, key))
             return Unprotected()
         if isinstance(answer, Claimed):
-            claim = replace(claim, attempt=answer.attempt)
+            claim = claim._replace(attempt=answer.attempt)
             return self._started(Run(claim))
         verdict = self._wait(answer, claim)
         self._observe(Occurrence(_NAMES[type(verdict)], key))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from .digest import combine
 
@@ -52,8 +51,7 @@ def parse(raw: str, max_length: int) -> str:
     return key
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """Within what a client's key is unique. Each part is part of the digest.
 
     :param app: the application's name.

@@ -76,7 +76,7 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     if granted.attempt != min(head.attempt + 1, MAX_ATTEMPT):  # it was not the dead worker's any more
         store.forget(claim)
         raise NotResolvable("the record has changed or expired since it was looked at; look again")
-    claim = replace(claim, attempt=head.attempt)
+    claim = claim._replace(attempt=head.attempt)
     if answer is None or payload is None:
         store.delete(journal_key(key))  # whoever comes next under the key has done no step of its own
         settled = store.forget(claim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 TAKEOVER_MS: Final = 500  # after a lease, for somebody to take over before those who wait are told that nobody runs
 
@@ -54,8 +54,7 @@ class Terms:
     on_outage: OnOutage = OnOutage.LOCAL
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One request's hold on one key, asked for or had.
 
     :param key: the storage key, already hashed.
@@ -72,8 +71,7 @@ class Claim:
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """The key is held by the caller.
 
     :param attempt: 1, or more when an earlier attempt failed or died.
@@ -82,8 +80,7 @@ class Claimed:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """Something else stands under the key.
 
     :param record: its bytes.

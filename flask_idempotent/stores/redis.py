@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import Any, Final, cast
@@ -80,7 +80,7 @@ class RedisStore:
             return Found(record, now)
         attempt = read_head(record).attempt
         if lacking:
-            self.take_back(replace(claim, attempt=attempt))
+            self.take_back(claim._replace(attempt=attempt))
             raise lacking
         return Claimed(attempt)
 

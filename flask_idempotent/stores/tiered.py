@@ -254,7 +254,7 @@ class TieredStore:
             try:
                 self._check_servers(claim)
             except StoreError:
-                self._shared.take_back(replace(claim, attempt=theirs.attempt))
+                self._shared.take_back(claim._replace(attempt=theirs.attempt))
                 raise
         return theirs
 
@@ -320,7 +320,7 @@ class TieredStore:
             self._owe(claim)
             return mine
         if mine.attempt > 1:  # an earlier attempt has failed or died: that is not forgotten
-            self._local.fail(replace(claim, attempt=mine.attempt))
+            self._local.fail(claim._replace(attempt=mine.attempt))
         else:
             self._local.forget(claim)
         if error.outage and not isinstance(error, _NotAsked):  # it may have been applied all the same

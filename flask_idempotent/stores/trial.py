@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final
 
 from ..core.record import FINGERPRINT_SIZE, OWNER_SIZE, Head, State, StoredResponse, pack_payload
@@ -57,7 +56,7 @@ def _life(store: Store, key: str) -> Iterator[Step]:
     """The calls of a record's life, each with what its answer must be."""
     terms = Terms(lease_ms=TTL_MS, ttl_ms=TTL_MS, resume=False, on_outage=OnOutage.REJECT)
     claim = Claim(key, secrets.token_bytes(OWNER_SIZE), bytes(FINGERPRINT_SIZE), terms)
-    duplicate = replace(claim, owner=secrets.token_bytes(OWNER_SIZE))
+    duplicate = claim._replace(owner=secrets.token_bytes(OWNER_SIZE))
     head = Head(State.DONE, 1, claim.owner, claim.fingerprint, 0)
     payload = pack_payload(head, StoredResponse("204 NO CONTENT", (), b""), TTL_MS)
     yield "claim", lambda: store.claim(claim), lambda answer: answer == Claimed(1)

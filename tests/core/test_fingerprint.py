@@ -14,17 +14,23 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from flask_idempotent.core import fingerprint as module
 from flask_idempotent.core.digest import combine
 from flask_idempotent.core.fingerprint import (
     fingerprint,
     form_body,
-    json_body,
     pairs,
     raw_body,
     streamed_body,
 )
 
 from .helpers import moderate
+
+
+def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
+    """By the parser, and not by what it said before."""
+    module._known.clear()
+    return module.json_body(body, ignored)
 
 
 def utf8(document: str | bytes) -> bytes:
@@ -480,3 +486,24 @@ def test_a_fingerprint_stays_the_same_from_release_to_release() -> None:
     query, selectors = combine("pairs", b"q", b"1"), combine("pairs")
     made = fingerprint(query=[("q", "1")], content_type="application/json", body=body, credentials=b"c")
     assert made == combine("request fingerprint 1", query, b"application/json", body, b"c", selectors)
+
+
+def test_a_body_that_came_before_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b'{"order": 7, "csrf_token": "x"}'
+    module._known.clear()
+    before = module.json_body(body), module.json_body(body, CSRF)
+    assert before == (json_body(body), json_body(body, CSRF))
+    module.json_body(body)
+    monkeypatch.setattr(module, "_DECODER", None)
+    assert (module.json_body(body), module.json_body(body, CSRF)) == before
+    assert before[0] != before[1]
+    with pytest.raises(AttributeError):
+        module.json_body(body + b" ")
+
+
+def test_only_so_many_bodies_are_remembered() -> None:
+    module._known.clear()
+    for number in range(module.MOST_KNOWN + 10):
+        module.json_body(b'{"number": %d}' % number)
+        assert len(module._known) <= module.MOST_KNOWN
+    assert len(module._known) == 10

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,7 +166,7 @@ def test_what_is_discarded_is_renewed_no_more(world: World) -> None:
 def test_discarding_what_was_never_there_changes_nothing(world: World) -> None:
     world.heartbeat.discard(a_claim("unknown"))
     claim = world.add("k")
-    world.heartbeat.discard(replace(claim, owner=b"x" * 16))
+    world.heartbeat.discard(claim._replace(owner=b"x" * 16))
     world.beat()
     assert world.store.renewals("k") == 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -105,7 +104,7 @@ def test_success_is_owed_also_where_nothing_had_to_be_written(tier: LocalTier) -
 def test_each_renewal_of_many_is_owed_by_its_own_merit(tier: LocalTier) -> None:
     mine, taken = claim_of(key=numbered(1)), claim_of(key=numbered(2))
     tier.claim(mine)
-    tier.claim(replace(taken, owner=OTHER))
+    tier.claim(taken._replace(owner=OTHER))
     assert tier.renew([taken, mine], owed=True) == [False, True]
     assert [(debt.key, debt.owner) for debt in tier.debts()] == [(mine.key, ME)]
 
@@ -234,7 +233,7 @@ def test_copies_are_dropped_but_what_runs_and_what_is_owed_stays(tier: LocalTier
     claims = {kind: claim_of(key=kind, lease_ms=10 if kind == "lapsed" else LEASE) for kind in kinds}
     for prefix in ("", "owed "):
         for kind, claim in claims.items():
-            named = replace(claim, key=prefix + kind)
+            named = claim._replace(key=prefix + kind)
             if kind in ("value", "damaged"):
                 tier.set(named.key, b"\x01J[]" if kind == "value" else b"\xffX", TTL)
             else:

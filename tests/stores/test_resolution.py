@@ -142,7 +142,7 @@ def test_a_worker_that_came_back_before_the_operator_spoke_wins(
     frozen = refusing(ME, SHORT)
     found = a_worker_died(store, frozen)
     act, why = CHANGES[change]
-    assert act(store, replace(frozen, terms=TERMS))
+    assert act(store, frozen._replace(terms=TERMS))
     before = store.peek(KEY)
     with pytest.raises(NotResolvable, match=why):
         resolve(store, KEY, found, TOKEN, TERMS, answer)
