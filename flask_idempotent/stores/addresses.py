@@ -8,7 +8,7 @@ from typing import Any, Final
 from flask_caching.backends.rediscache import RedisClusterCache
 from redis import RedisCluster
 from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -22,7 +22,7 @@ POOL_SIZE: Final = 32
 PATIENCE: Final = 3.0  # seconds
 TIMEOUT: Final = 0.25  # seconds; a server that forks for a snapshot or shares a busy machine stalls for 0.1 and more
 TIMEOUT_TLS: Final = 1.0
-_UNSET: Final = (100, 2**31)  # what redis-py puts where no limit is given, by version
+_UNSET: Final = ConnectionPool().max_connections  # what redis-py puts where no limit is given
 
 # What a lent or a configured client may pass on to ours; the rest (timeouts, retries, caches, notification handlers) is
 # for this package to decide.
@@ -114,7 +114,7 @@ def _ours(connection_class: type) -> type:
 
 def _limits(max_connections: int | None) -> tuple[int, float]:
     """Connections per server, and the seconds to wait for one; redis-py's own defaults count as not set."""
-    given = max_connections not in (None, *_UNSET)
+    given = max_connections not in (None, _UNSET)
     return (max(int(max_connections or 0), 1) if given else POOL_SIZE), PATIENCE
 
 
