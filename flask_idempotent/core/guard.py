@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from .lease import Heartbeat
 from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
@@ -32,8 +33,7 @@ class Outcome(StrEnum):
     DUPLICATED = "duplicated"
 
 
-@dataclass(frozen=True, slots=True)
-class Occurrence:
+class Occurrence(NamedTuple):
     """Something that an observer may want to know.
 
     :param outcome: what happened.

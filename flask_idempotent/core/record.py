@@ -25,6 +25,8 @@ HEAD_SIZE: Final = 65
 OWNER_SIZE: Final = 16
 FINGERPRINT_SIZE: Final = 32
 DEADLINE_SIZE: Final = 13
+ATTEMPT: Final = slice(2, 4)  # where the number of the attempt stands
+MARK: Final = slice(1, 20)  # state, attempt and owner: what tells two states of a record apart
 OWNER: Final = slice(4, 20)  # where the owner's token stands
 MAX_ATTEMPT: Final = 0xFFFF
 

@@ -139,6 +139,10 @@ class NoTier:
         """A note of this process."""
         return self._notes.get(name)
 
+    def take_turn(self, name: str, owner: bytes, turn_ms: int) -> bool:
+        """Nobody else uses this tier."""
+        return True
+
     def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
         """There is nothing to drop."""
 

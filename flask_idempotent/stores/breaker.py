@@ -134,7 +134,7 @@ class Breaker:
             log.exception("idempotency: records could not be written back")
             return LEFTOVER_SECONDS
         if self._closed(me, finished):
-            return None if self._glance is None else PROBE_SECONDS
+            return None if self._glance is None else 0.0  # a restarted server may lack more than it has missed
         return 0.0 if was_open else LEFTOVER_SECONDS  # at once for what came up before the breaker closed
 
     def _look(self) -> float:

@@ -54,7 +54,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Find
 
 
 def _ask(nodes: Nodes, commands: bytes, count: int) -> dict[str, list[Reply]]:
-    with translated():
+    with translated:
         return nodes.each(commands, count)
 
 
@@ -80,7 +80,7 @@ def _whereabouts(nodes: Nodes, answering: list[str]) -> str:
     if isinstance(nodes, ClusterNodes):
         return f"{len(answering)} masters answer: {', '.join(answering)}"
     if isinstance(nodes, SentinelNodes):
-        with translated(), nodes.client() as client:
+        with translated, nodes.client() as client:
             at = client.connection_pool.connection_kwargs
         return f"the sentinels name the master {at['host']}:{at['port']}, which answers"
     return f"{nodes.name} answers"

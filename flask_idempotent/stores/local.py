@@ -10,7 +10,7 @@ from functools import partial
 from typing import ClassVar, Final
 
 from ..core.machine import Change, Effect, Event, transition
-from ..core.record import is_running
+from ..core.record import ATTEMPT, OWNER_SIZE, is_running
 from ..core.steps import journal_key
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from .table import Rows, Table
@@ -45,7 +45,7 @@ class LocalStore:
         now, change = self._table.run(lambda rows: self._apply(rows, Event.CLAIM, claim, owed), writes=False)
         if change.effect is Effect.REFUSED:
             return Found(change.record, now)
-        return Claimed(int.from_bytes(change.record[2:4], "big"))
+        return Claimed(int.from_bytes(change.record[ATTEMPT], "big"))
 
     def renew(self, claims: Sequence[Claim], *, owed: bool = False) -> list[bool]:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`. One transaction for all."""
@@ -226,6 +226,18 @@ class LocalStore:
     def recall(self, name: str) -> bytes | None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
         return self._table.run(lambda rows: rows.recall(name), writes=False)
+
+    def take_turn(self, name: str, owner: bytes, turn_ms: int) -> bool:
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
+
+        def work(rows: Rows) -> bool:
+            now, held = self._clock(), rows.recall(name) or owner
+            if held[:OWNER_SIZE] != owner and int(held[OWNER_SIZE:]) > now:
+                return False
+            rows.remember(name, owner + b"%d" % (now + turn_ms))
+            return True
+
+        return self._table.run(work)
 
     def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""

@@ -163,7 +163,10 @@ class Pools:
     @property
     def connects(self) -> int:
         """How often a connection was made."""
-        return self._retired + sum(pool.connects for pool in list(self._by_place.values()))
+        total = self._retired
+        for pool in list(self._by_place.values()):
+            total += pool.connects
+        return total
 
     def at(self, place: Place) -> Pool:
         """The pool of a server."""

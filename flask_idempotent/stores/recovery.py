@@ -1,14 +1,20 @@
-"""What Redis is told when it is back: what it has missed, and, where it was restarted, all that this host holds."""
+"""What Redis is told when it is back: what it has missed, and, where it was restarted, all that this host holds.
+
+What it has missed comes first, and ends the outage. What a restarted Redis has lost may be much, and is brought back
+while requests go on: this host's own are answered from its local tier meanwhile, and routes that must not run twice
+wait for it, because other hosts take about as long to bring back theirs. One worker of a host does it for all.
+"""
 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, read_head
+from ..core.record import MARK, OWNER, OWNER_SIZE, NewerRecord, State, UnreadableRecord, read_head
 from ..core.steps import is_journal, merge_journals
 from ..core.store import StoreError
 from .local import Debt, LocalTier
@@ -16,10 +22,13 @@ from .redis import Copy, RedisStore, Restored
 
 log = logging.getLogger("flask_idempotent")
 
+GRACE_SECONDS: Final = 0.6  # after an outage or a restart, for other hosts to notice, and to write back what they hold
 ROUNDS: Final = 10  # of writing back before the breaker closes
 BATCH: Final = 500  # records in one pipeline
 SAMPLE: Final = 5  # copies that are looked for when a process first meets its Redis
-_SERVERS: Final = "servers"  # the note about which servers the records were last seen on
+TURN_MS: Final = 2000  # after which another worker brings the records back, if the one who does says nothing more
+_SERVERS: Final = "servers"  # the note about which servers have the records of this tier
+_TURN: Final = "who brings records back"
 _RECORDS: Final = frozenset(state.value for state in State)
 
 
@@ -39,8 +48,9 @@ class Recovery:
         self._reported: set[tuple[str, bytes]] = set()
         self._seen = -1  # connections made when the servers were last told apart
         self._servers: str | None = None
-        self._restarted = False
-        self.noticed = float("-inf")  # when a restart was last noticed, monotonic seconds
+        self._me = secrets.token_bytes(OWNER_SIZE)
+        self.is_behind = False  # whether Redis may lack what this tier holds beside its debts
+        self.trusted_from = float("-inf")  # monotonic seconds; other hosts have brought back theirs by then
 
     def __call__(self) -> bool:
         """Write back what Redis has missed; whether all of it is settled.
@@ -49,18 +59,19 @@ class Recovery:
         """
         self._shared.ping()
         self.meet()
-        if self._restarted or self._servers is None:  # where nobody may tell, it is taken for restarted
-            self._bring_back()
-            self._restarted = False
+        self.is_behind = self.is_behind or self._servers is None  # where nobody may tell, it is taken for restarted
         return any(self._pay() for _ in range(ROUNDS))  # what comes up meanwhile is written, too
 
     def glance(self) -> bool:
-        """Whether there is anything to do.
+        """Bring a restarted Redis up to date. Whether there are debts.
 
         :raises StoreError: Redis is away.
         """
         self._shared.ping()
-        return self.meet() or self._restarted or self._local.owed_count() > 0
+        self.meet()
+        if self.is_behind:
+            self._catch_up()
+        return self._local.owed_count() > 0
 
     @property
     def is_acquainted(self) -> bool:
@@ -84,13 +95,14 @@ class Recovery:
                 return False
             first, self._servers = self._servers is None, servers
             known = self._local.recall(_SERVERS)
-            self._local.remember(_SERVERS, servers.encode())
+            if known is None:
+                self._local.remember(_SERVERS, servers.encode())
+                return False
             if first and known == servers.encode():
                 self._heed_flush()
-            if known is None or (first and known == servers.encode()):
                 return False
             log.warning("idempotency: Redis was restarted or replaced; it gets what this host holds")
-            self._restarted, self.noticed = True, time.monotonic()
+            self.is_behind, self.trusted_from = True, time.monotonic() + GRACE_SECONDS
             return True
 
     def _heed_flush(self) -> None:
@@ -102,17 +114,35 @@ class Recovery:
             log.warning("idempotency: Redis was emptied; this host's copies of its records are dropped")
             self._local.drop_copies()
 
-    def _bring_back(self) -> None:
-        """Give a restarted Redis every record of this host that it does not have."""
+    def _catch_up(self) -> None:
+        """See to it that Redis has everything: by ourselves, unless another worker of this host does it or has."""
+        servers = (self._servers or "").encode()
+        if not servers or self._local.recall(_SERVERS) != servers:
+            if not (self._bring_back() and (self._servers or "").encode() == servers):
+                return
+            self._local.remember(_SERVERS, servers)
+            self._local.take_turn(_TURN, self._me, 0)
+        self.trusted_from = max(self.trusted_from, time.monotonic() + GRACE_SECONDS / 2)
+        self.is_behind = False
+
+    def _bring_back(self) -> bool:
+        """Give a restarted Redis every record of this tier that it does not have. False when it is another's turn."""
         after = ""
-        while batch := self._local.copies(after, BATCH):
+        while self._local.take_turn(_TURN, self._me, TURN_MS):
+            batch = self._local.copies(after, BATCH)
+            if not batch:
+                return True
             after = batch[-1][0]
-            now = self._local.now()
-            records = [one for one in batch if _is_record(*one[:2])]
-            self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in records])
-            for key, value, left in batch:
-                if not _is_record(key, value):
-                    self._shared.set_absent(key, value, left)
+            self._bring([one for one in batch if _is_record(*one[:2])])
+            self._shared.set_absent([one for one in batch if not _is_record(*one[:2])])
+        return False
+
+    def _bring(self, records: list[tuple[str, bytes, int]]) -> None:
+        """Write records back that are not there as they are here."""
+        marks = self._shared.marks([key for key, _, _ in records])
+        lacking = [one for one, mark in zip(records, marks, strict=True) if mark != one[1][MARK]]
+        now = self._local.now()
+        self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in lacking])
 
     def _pay(self) -> bool:
         """One round over everything that is owed; whether nothing is left."""

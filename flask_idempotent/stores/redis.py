@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from ..core.machine import Standing, standing
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, OWNER, Head, State, is_running, read_head
+from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, Head, State, is_running, read_head
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
@@ -22,8 +22,12 @@ from .servers import run_ids
 from .wakeups import Wakeups
 from .wire import More, Reply, ServerError, pack
 
+PORTION_BYTES: Final = 256 << 10  # of records in one pipeline
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 PING: Final = pack("PING")
+
+
+Value = TypeVar("Value")
 
 
 class Restored(IntEnum):
@@ -78,7 +82,7 @@ class RedisStore:
         self.condition.log_once()
         if standing(record, claim, now) is not Standing.OWN:
             return Found(record, now)
-        attempt = read_head(record).attempt
+        attempt = int.from_bytes(record[ATTEMPT], "big")
         if lacking:
             self.take_back(claim._replace(attempt=attempt))
             raise lacking
@@ -167,16 +171,22 @@ class RedisStore:
         return max(int(self._command("PTTL", key)), 0)
 
     def restore(self, copies: Sequence[Copy]) -> list[Restored | StoreError]:
-        """Write back what was decided while Redis was away, in one pipeline.
+        """Write back what was decided while Redis was away, in pipelines.
 
         :return: for each what came of it; an error that is an outage is raised.
         """
-        answers = self._run_all(scripts.RESTORE, [_restoration(copy) for copy in copies])
-        results = [store_error(one) if isinstance(one, ServerError) else Restored(one) for one in answers]
-        for result in results:
-            if isinstance(result, StoreError) and result.outage:
-                raise result
+        results: list[Restored | StoreError] = []
+        for some in _portions(copies, lambda copy: len(copy.record)):
+            answers = self._run_all(scripts.RESTORE, [_restoration(copy) for copy in some])
+            results += [store_error(one) if isinstance(one, ServerError) else Restored(one) for one in answers]
+            _raise_outage(results)
         return results
+
+    def marks(self, keys: Sequence[str]) -> list[Reply]:
+        """State, attempt and owner of each record as in its :data:`~flask_idempotent.core.record.MARK`, in a pipeline;
+        None where there is none, an error where that cannot be told.
+        """
+        return self._run_all(scripts.MARKS, [(key, ()) for key in keys])
 
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -190,9 +200,16 @@ class RedisStore:
         """See :class:`~flask_idempotent.core.store.Store`."""
         return bool(self._command("DEL", key))
 
-    def set_absent(self, key: str, value: bytes, ttl_ms: int) -> None:
-        """Put bytes under a key where nothing stands."""
-        self._command("SET", key, value, "PX", ttl_ms, "NX")
+    def set_absent(self, values: Sequence[tuple[str, bytes, int]]) -> None:
+        """Put bytes under keys where nothing stands, in pipelines.
+
+        :param values: key, bytes, and milliseconds for which they are kept.
+        """
+        for some in _portions(values, lambda value: len(value[1])):
+            with translated:
+                commands = [(key, pack("SET", key, value, "PX", ttl_ms, "NX")) for key, value, ttl_ms in some]
+                replies = self.nodes.exchange_all(commands)
+            _raise_outage([store_error(reply) for reply in replies if isinstance(reply, ServerError)])
 
     def servers(self) -> str | None:
         """The servers that take writes, each by the id of its present run; None where nobody may ask.
@@ -206,7 +223,7 @@ class RedisStore:
 
         :raises StoreError: there was none within the time budget.
         """
-        with translated():
+        with translated:
             answers = self.nodes.each(PING + self._durably, 1 + bool(self._durably))
             for replies in answers.values():
                 for reply in replies:
@@ -262,7 +279,7 @@ class RedisStore:
         return answer, self._lacking(key, replicas[0]) if replicas else None
 
     def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: More | None = None) -> list[Reply]:
-        with translated():
+        with translated:
             replies = self.nodes.exchange(key, script.call(key, *args), 1, more=more)
             if _is_unknown(replies[0]):
                 replies = self.nodes.exchange(key, script.whole(key, *args), 1, more=more)
@@ -275,27 +292,31 @@ class RedisStore:
         """Run a script for each key; an error is returned in its place."""
         if not calls:
             return []
-        with translated():
+        with translated:
             replies = self.nodes.exchange_all([(key, script.call(key, *args)) for key, args in calls])
             if any(map(_is_unknown, replies)):
                 replies = self.nodes.exchange_all([(key, script.whole(key, *args)) for key, args in calls])
             return replies
 
     def _command(self, name: str, key: str, *args: bytes | str | int) -> Reply:
-        with translated():
+        with translated:
             (reply,) = self.nodes.exchange(key, pack(name, key, *args), 1)
             if isinstance(reply, ServerError):
                 raise reply
             return reply
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn the client's and the server's errors into the one error that the guard knows."""
-    try:
-        yield
-    except ERRORS as error:
-        raise store_error(error) from error
+class _Translated:
+    """Turns the client's and the server's errors into the one error that the guard knows."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        if isinstance(error, ERRORS):
+            raise store_error(error) from error
+
+
+translated: Final = _Translated()
 
 
 def _timed(answer: Any) -> tuple[int, bytes | None]:
@@ -317,6 +338,26 @@ def _head(state: State, claim: Claim) -> bytes:
     """A head without its deadline, which the script adds by the server's clock."""
     head = Head(state, claim.attempt, claim.owner, claim.fingerprint, 0)
     return head.pack()[: HEAD_SIZE - DEADLINE_SIZE]
+
+
+def _portions(values: Sequence[Value], size: Callable[[Value], int]) -> Iterator[list[Value]]:
+    """Values in parts that are not too long to be sent within the time that a server has to answer."""
+    some: list[Value] = []
+    total = 0
+    for value in values:
+        some.append(value)
+        total += size(value)
+        if total >= PORTION_BYTES:
+            yield some
+            some, total = [], 0
+    if some:
+        yield some
+
+
+def _raise_outage(results: Sequence[object]) -> None:
+    for result in results:
+        if isinstance(result, StoreError) and result.outage:
+            raise result
 
 
 def _restoration(copy: Copy) -> tuple[str, tuple[bytes | int, ...]]:

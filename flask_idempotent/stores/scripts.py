@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MAX_ATTEMPT, VERSION
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MARK, MAX_ATTEMPT, VERSION
 from ..core.steps import journal_key
 from .wire import pack
 
@@ -143,28 +143,37 @@ return 1
 """
 
 
+# What tells whether a record is there as somebody knows it. Nobody waits for the server's clock, nor for the body.
+_MARKS: Final = f"""
+local record = redis.call('GET', KEYS[1])
+return record and record:sub({MARK.start + 1}, {MARK.stop})
+"""
+
+
 class Script:
     """A script as it is sent: by its digest, or whole where the server does not know it yet.
 
     :param body: what follows the prelude.
     :param journal: whether it also touches the journal beside the record.
+    :param prelude: what comes first.
     """
 
-    def __init__(self, body: str, *, journal: bool = False) -> None:
-        self.text = _PRELUDE + body
+    def __init__(self, body: str, *, journal: bool = False, prelude: str = _PRELUDE) -> None:
+        self.text = prelude + body
         self._journal = journal
-        self._sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self._begun = pack("EVALSHA", sha, 1 + journal).partition(b"\r\n")[2]
 
     def call(self, key: str, *args: bytes | int) -> bytes:
         """One packed call for a key."""
-        return pack("EVALSHA", self._sha, *self._keys(key), *args)
+        if self._journal:
+            return pack(key, journal_key(key), *args, begun=self._begun, number=3)
+        return pack(key, *args, begun=self._begun, number=3)
 
     def whole(self, key: str, *args: bytes | int) -> bytes:
         """The same call, from which the server learns the script."""
-        return pack("EVAL", self.text, *self._keys(key), *args)
-
-    def _keys(self, key: str) -> tuple[int | str, ...]:
-        return (2, key, journal_key(key)) if self._journal else (1, key)
+        keys = (2, key, journal_key(key)) if self._journal else (1, key)
+        return pack("EVAL", self.text, *keys, *args)
 
 
 CLAIM: Final = Script(_CLAIM)
@@ -177,4 +186,5 @@ RESTORE: Final = Script(_RESTORE)
 STRETCH: Final = Script(_STRETCH)
 STEP: Final = Script(_STEP, journal=True)
 STEP_DONE: Final = Script(_STEP_DONE, journal=True)
-SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH, STEP, STEP_DONE)
+MARKS: Final = Script(_MARKS, prelude="")
+SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH, STEP, STEP_DONE, MARKS)

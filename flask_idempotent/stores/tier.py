@@ -107,6 +107,14 @@ class LocalTier(Store, Protocol):
     def recall(self, name: str) -> bytes | None:
         """The note of a name, or None."""
 
+    def take_turn(self, name: str, owner: bytes, turn_ms: int) -> bool:
+        """Be the only one who does something, until ``turn_ms`` from now; taking it again prolongs or, by 0, ends it.
+
+        :param name: of what is done.
+        :param owner: 16 bytes that name who does it.
+        :return: False while it is another's turn.
+        """
+
     def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
         """When full, give up settled records without debts for whose key ``may_drop`` is true.
 

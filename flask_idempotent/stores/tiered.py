@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from ..core.forks import PerProcess
 from ..core.guard import Occurrence, Outcome
@@ -18,12 +18,10 @@ from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, is_runnin
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
 from .local import LocalTier
-from .recovery import Recovery
+from .recovery import GRACE_SECONDS, Recovery
 from .redis import RedisStore
 
 Answer = TypeVar("Answer")
-
-GRACE_SECONDS: Final = 0.6  # after an outage, for other hosts to write back what they hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +91,10 @@ class TieredStore:
 
         :raises StoreError: Redis is away and the route does not go on with the local tier alone.
         """
-        self._breaker.watch()
+        breaker = self._breaker
+        breaker.watch()
         missed = self._meet()
-        away = self._breaker.is_open or (missed is not None and missed.outage)
+        away = breaker.is_open or (missed is not None and missed.outage)
         alone = away and claim.terms.on_outage is OnOutage.LOCAL
         mine = self._local.claim(claim, owed=alone)
         if isinstance(mine, Found):
@@ -107,7 +106,7 @@ class TieredStore:
                 return mine
         if alone:
             self._indebted.add(claim.owner)
-            self._breaker.probe()
+            breaker.probe()
             return mine
         try:
             if missed is not None:
@@ -176,7 +175,7 @@ class TieredStore:
 
     def peek(self, key: str) -> Found | None:
         """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, the local tier."""
-        if not self._local.is_owed(key):
+        if not self._is_here(key):
             try:
                 return self._ask(self._shared.peek, key)
             except StoreError as error:
@@ -186,7 +185,7 @@ class TieredStore:
 
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, what was set here."""
-        if self._local.is_owed(key):
+        if self._is_here(key):
             return self._local.get(key)
         try:
             return self._ask(self._shared.get, key)
@@ -194,6 +193,10 @@ class TieredStore:
             if not error.outage:
                 raise
             return self._local.get(key)
+
+    def _is_here(self, key: str) -> bool:
+        """Whether the local tier knows better than Redis what stands under a key."""
+        return self._local.is_owed(key) or (self._recovery.is_behind and self._local.peek(key) is not None)
 
     def set(self, key: str, value: bytes, ttl_ms: int) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -224,6 +227,9 @@ class TieredStore:
         except StoreError as error:
             reason = breaker.reason or str(error)
             return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
+        self._meet()
+        if self._recovery.is_behind:
+            report = replace(report, waiting=local.in_memory_size)
         warnings = self._shared.condition.warnings()
         return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
@@ -271,8 +277,9 @@ class TieredStore:
         :raises StoreError: it was away a moment ago.
         """
         if claim.terms.on_outage is OnOutage.REJECT:
-            back = max(self._breaker.ended, self._recovery.noticed)
-            if time.monotonic() - back < GRACE_SECONDS:
+            recovery = self._recovery
+            trusted_from = max(self._breaker.ended + GRACE_SECONDS, recovery.trusted_from)
+            if recovery.is_behind or time.monotonic() < trusted_from:
                 raise error("Redis was away until a moment ago", outage=True)
 
     def _mended(self, mine: Found, claim: Claim) -> Found | None:
@@ -288,7 +295,8 @@ class TieredStore:
         except StoreError:
             return mine
         if theirs is None:
-            known = _is_over(mine, claim) and self._recovery.is_acquainted  # it was not just restarted, and empty
+            recovery = self._recovery
+            known = _is_over(mine, claim) and recovery.is_acquainted and not recovery.is_behind
             return None if known and self._local.drop(claim.key, mine.record) else mine
         own = theirs.record[OWNER] == mine.record[OWNER]
         if own and theirs.record[1:2] == mine.record[1:2]:
@@ -301,7 +309,7 @@ class TieredStore:
     def _settle(self, claim: Claim, mine: Claimed, theirs: Claimed | Found) -> Claimed | Found:
         """Bring the local tier in line with what Redis said about a claim that the local tier had granted."""
         if isinstance(theirs, Claimed):
-            return max(mine, theirs, key=lambda claimed: claimed.attempt)
+            return theirs if theirs.attempt >= mine.attempt else mine
         if not self._adopt(claim.key, theirs):
             self._local.forget(claim)
         return theirs
@@ -378,16 +386,17 @@ class TieredStore:
 
     def _ask(self, call: Callable[..., Answer], *args: Any) -> Answer:
         """Ask Redis, unless it is known to be away."""
-        if self._breaker.is_open:
-            self._breaker.probe()
-            raise _NotAsked(self._breaker.reason or "Redis is away", outage=True)
+        breaker = self._breaker
+        if breaker.is_open:
+            breaker.probe()
+            raise _NotAsked(breaker.reason or "Redis is away", outage=True)
         try:
             answer = call(*args)
         except StoreError as error:
             if error.outage:
-                self._breaker.failed(error)
+                breaker.failed(error)
             raise
-        self._breaker.succeeded()
+        breaker.succeeded()
         return answer
 
     def _owe(self, claim: Claim) -> None:

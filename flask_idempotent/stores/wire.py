@@ -37,9 +37,12 @@ class Broken(ConnectionError):
     """The connection is gone, or what came over it makes no sense."""
 
 
-def pack(*args: bytes | str | int) -> bytes:
-    """One command as the server reads it."""
-    parts = [b"*%d\r\n" % len(args)]
+def pack(*args: bytes | str | int, begun: bytes = b"", number: int = 0) -> bytes:
+    """One command as the server reads it.
+
+    :param begun: its first ``number`` parts, packed before.
+    """
+    parts = [b"*%d\r\n%b" % (number + len(args), begun)]
     for arg in args:
         raw = arg if isinstance(arg, bytes) else str(arg).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))

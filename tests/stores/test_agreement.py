@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,7 +79,7 @@ class Pair:
         if name in ("claim", "renew", "complete", "fail", "forget"):
             claim, *more = rest
             known = 1 if name == "claim" else self.attempts.get(claim.owner, 1)
-            here, there = self._both(name, dataclasses.replace(claim, key=self.key, attempt=known), *more)
+            here, there = self._both(name, claim._replace(key=self.key, attempt=known), *more)
             assert _seen(here) == _seen(there), step
             if isinstance(here, Claimed):
                 self.attempts[claim.owner] = here.attempt

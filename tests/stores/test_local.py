@@ -295,6 +295,22 @@ def small(request: pytest.FixtureRequest, clock: Clock, shared: Callable[..., Sh
     return memory(50, clock) if request.param == "memory" else shared(limit_bytes=300_000, clock=clock)
 
 
+def test_one_at_a_time_has_the_turn(tier: LocalTier, clock: Clock) -> None:
+    assert tier.take_turn("sweeping", ME, 1000)
+    assert not tier.take_turn("sweeping", OTHER, 1000)
+    assert tier.take_turn("dusting", OTHER, 1000)
+    clock.advance(999)
+    assert not tier.take_turn("sweeping", OTHER, 1000)
+    assert tier.take_turn("sweeping", ME, 1000)
+    clock.advance(999)
+    assert not tier.take_turn("sweeping", OTHER, 1000)
+    clock.advance(1)
+    assert tier.take_turn("sweeping", OTHER, 1000)
+    assert not tier.take_turn("sweeping", ME, 1000)
+    assert tier.take_turn("sweeping", OTHER, 0)
+    assert tier.take_turn("sweeping", ME, 1000)
+
+
 def test_a_full_tier_gives_up_settled_records_that_may_be_dropped_and_no_others(small: LocalTier) -> None:
     small.claim(claim_of(key=numbered(9000)))
     third = filled(small) // 3

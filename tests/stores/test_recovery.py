@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import redis
 
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claim, Claimed, Found, OnOutage, StoreError, StoreFull
+from flask_idempotent.stores import breaker
 from flask_idempotent.stores.memory import MemoryStore
 from flask_idempotent.stores.redis import Copy, RedisStore, Restored
+from flask_idempotent.stores.shared import SharedStore
+from flask_idempotent.stores.tier import LocalTier
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.standalone import RedisProcess
@@ -514,6 +519,116 @@ def test_a_server_that_is_restarted_gets_everything(
     for each in (one, other):
         each.close()
     eventually(lambda: not alive("probe"))
+
+
+@pytest.fixture
+def restart(
+    new_redis: Callable[..., RedisProcess], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[RedisProcess, list[TieredStore]]]:
+    """Starts a Redis that keeps nothing over a restart, and workers with a tier each."""
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 0.02)
+
+    def start(*tiers: LocalTier, timeout: float = 5.0) -> tuple[RedisProcess, list[TieredStore]]:
+        server = new_redis().start()
+        return server, [TieredStore(tier, connect(server.port, timeout)) for tier in tiers]
+
+    return start
+
+
+def counts(client: redis.Redis) -> int:
+    """How many scripts a server has run since it was started."""
+    return int(client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+def test_one_worker_of_a_host_brings_back_what_it_holds(
+    restart: Callable[..., Any], shared: Callable[..., SharedStore]
+) -> None:
+    server, (one, other) = restart(shared(), shared())
+    for number in range(1200):
+        (one, other)[number % 2].set(key_of(number), b"value", TTL)
+    for number in range(1200, 1500):
+        claim = claim_of(key=key_of(number))
+        one.claim(claim)
+        one.complete(claim, payload_of(claim), TTL)
+    server.stop()
+    eventually(lambda: one.report().outage and other.report().outage)
+    server.start()
+    for each in (one, other):
+        eventually(lambda each=each: each.report().redis_available and not each.report().waiting)
+    with server.client() as client:
+        assert client.dbsize() == 1500
+        assert counts(client) <= 2 * 300 + 10, "each record was looked for once, and written once"
+        assert head_in(client, key_of(1499)) == (D, ME)
+
+
+def test_what_a_restarted_redis_still_has_is_not_sent_again(
+    new_redis: Callable[..., RedisProcess], connect: Connect
+) -> None:
+    server = new_redis(persistent=True).start()
+    store = TieredStore(memory(), connect(server.port))
+    for number in range(20):
+        claim = claim_of(key=key_of(number))
+        store.claim(claim)
+        store.complete(claim, payload_of(claim, b"x" * 1000), TTL)
+    server.stop()
+    server.start()
+    with server.client() as client:
+        client.delete(key_of(7))
+        eventually(lambda: client.exists(key_of(7)))
+        eventually(lambda: not store.report().waiting)
+        sent = client.info("stats")["total_net_input_bytes"]
+    assert sent < 10_000
+
+
+def test_large_records_are_brought_back_within_the_time_of_one_answer(restart: Callable[..., Any]) -> None:
+    server, (one,) = restart(memory(), timeout=0.25)
+    claims = [claim_of(key=key_of(number)) for number in range(100)]
+    body = os.urandom(1 << 20)
+    for claim in claims:
+        assert one.claim(claim) == Claimed(1)
+        assert one.complete(claim, payload_of(claim, body), TTL)
+    server.stop()
+    server.start()
+    with server.client() as client:
+        eventually(lambda: client.dbsize() == 100, within=20)
+
+
+@pytest.mark.parametrize("policy", [OnOutage.LOCAL, OnOutage.REJECT])
+def test_while_records_are_brought_back_only_who_must_not_run_twice_waits(
+    restart: Callable[..., Any], shared: Callable[..., SharedStore], policy: OnOutage
+) -> None:
+    """It is another worker's turn, and that one has been stopped."""
+    tier = shared()
+    server, (one,) = restart(tier)
+    finish_in(one, key_of(1))
+    one.set(key_of(2), b"value", TTL)
+    server.stop()
+    eventually(lambda: one.report().outage)
+    tier.take_turn("who brings records back", OTHER, 1500)
+    server.start()
+    eventually(lambda: one.report().redis_available)
+    assert one.report().waiting == 2
+    assert one.get(key_of(2)) == b"value"
+    assert one.peek(key_of(1)) is not None
+    assert isinstance(one.claim(claim_of(OTHER, key_of(1))), Found)
+    new = claim_of(OTHER, key_of(3), on_outage=policy)
+    if policy is OnOutage.LOCAL:
+        assert one.claim(new) == Claimed(1)
+        with server.client() as client:
+            assert head_in(client, key_of(3)) == (P, OTHER), "Redis is asked again"
+    else:
+        with pytest.raises(StoreError, match="a moment ago"):
+            one.claim(new)
+    eventually(lambda: not one.report().waiting)
+    with server.client() as client:
+        assert head_in(client, key_of(1)) == (D, ME)
+        assert client.get(key_of(2)) == b"value"
+
+
+def finish_in(store: TieredStore, key: str) -> None:
+    claim = claim_of(key=key)
+    assert store.claim(claim) == Claimed(1)
+    assert store.complete(claim, payload_of(claim), TTL)
 
 
 def test_a_late_worker_does_not_win_by_an_outage(
