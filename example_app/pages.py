@@ -52,7 +52,8 @@ WORDINGS: Mapping[Status, Wording] = MappingProxyType(
         ),
         Status.REFUNDING: Wording(
             "Refund under way",
-            "We have asked for your money to be sent back: once, however often you press.",
+            "Your refund is asked for. If this does not change, ask again:"
+            " the money goes back once, however often you press.",
         ),
         Status.REFUNDED: Wording("Refunded", "Your money is on its way back to you."),
     }
@@ -114,7 +115,7 @@ def describe(order: Order) -> dict[str, Any]:
         "note": wording.note,
         "final": order.state.final,
         "shipped": order.shipment is not None,
-        "refundable": order.state is Status.PAID,
+        "refundable": order.state in (Status.PAID, Status.REFUNDING),
         "session": order.session_id,
         "payment_url": order.session_url if order.state is Status.OPEN else None,
     }

@@ -28,7 +28,9 @@ WAIT = 10  # seconds: a browser that sends a form twice shows the second answer,
 
 refunds = Blueprint("refunds", __name__)
 
-UNSETTLED = "Your refund is asked for, and the answer is not there yet. Ask again in a moment: it goes back once."
+UNSETTLED = (
+    "Your refund is asked for, and the answer is not there yet. Ask again in a moment: the money goes back once."
+)
 OUTCOMES = {"succeeded": Status.REFUNDED, "failed": Status.PAID, "canceled": Status.PAID}
 
 

@@ -35,6 +35,7 @@ class Active:
     _seed: Callable[[], bytes]  # most requests derive nothing
     _store: Store | None = None
     _claim: Claim | None = None
+    _docs_url: str | None = None
     stored: bool = field(default=True, init=False)
     inconclusive: bool = field(default=False, init=False)
     _steps: Steps | None = field(default=None, init=False)
@@ -100,10 +101,11 @@ class Active:
             return self._steps.run(name, function, args, kwargs, key_arg=key_arg, at_most_once=at_most_once)
         except StepUnknown as error:
             self.inconclusive = True
-            raise OutcomeUnknown(f"The step {name!r} may have been done before, and must not be done twice.") from error
+            detail = f"The step {name!r} may have been done before, and must not be done twice."
+            raise OutcomeUnknown(detail, docs_url=self._docs_url) from error
         except StepLost as error:
             self.inconclusive = True
-            raise RequestInProgress(retry_after=1) from error
+            raise RequestInProgress(retry_after=1, docs_url=self._docs_url) from error
 
     @property
     def acted(self) -> bool:

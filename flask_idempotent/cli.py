@@ -17,7 +17,7 @@ from flask import Flask, current_app
 from flask.cli import AppGroup
 
 from .config import Settings, duration, milliseconds
-from .core.record import OWNER_SIZE, StoredResponse, UnstorableResponse
+from .core.record import OWNER_SIZE, State, StoredResponse, UnstorableResponse
 from .core.resolution import Answer, NotResolvable, interrupted, resolve
 from .core.steps import journal_key
 from .core.store import Found, Store, StoreError
@@ -131,7 +131,7 @@ def resolve_(
     yes: bool,
     **asked: Any,
 ) -> None:
-    """Settle a request whose worker died, and whose outcome is unknown (on_crash="refuse").
+    """Settle a request whose worker died, and whose outcome is unknown (on_crash="refuse", or a step at_most_once).
 
     Find out what the request did. Then say --never-happened, or --status with the answer that its client is to get.
     KEY is a storage key as it stands in logs, such as 'idempotency:{...}', or with --path a client's key.
@@ -149,17 +149,24 @@ def resolve_(
     answer = None if status is None else _answer(app, state.settings, status, content, headers, ttl)
     with _clear_errors(state.store):
         key, places = _find(app, state, **asked)
-        for *_, found in places:
-            interrupted(found)
+        heads = [interrupted(found, tier.get(journal_key(key))) for _, tier, found in places]
         if not yes:
             _print(key, places)
-            click.confirm(f"\n{_question(answer)}", abort=True)
+            click.confirm(f"\n{_question(answer, heads[0].state)}", abort=True)
         for _, tier, found in places:
             resolve(tier, key, found, secrets.token_bytes(OWNER_SIZE), state.settings.terms, answer)
-        click.echo("The key is free again." if answer is None else "From now on, the answer is replayed.")
+        click.echo(_done(answer, heads[0].state))
 
 
-def _question(answer: Answer | None) -> str:
+def _done(answer: Answer | None, was: State) -> str:
+    if answer is not None:
+        return "From now on, the answer is replayed."
+    return "The step may run again." if was is State.FAILED else "The key is free again."
+
+
+def _question(answer: Answer | None, was: State) -> str:
+    if answer is None and was is State.FAILED:
+        return "Let the step run again when the request is repeated?"
     if answer is None:
         return "Free the key, so that the next request under it runs?"
     size, seconds = len(answer.response.body or b""), answer.ttl_ms / 1000

@@ -150,7 +150,8 @@ def _answer(app: Flask, here: Request, bound: _Bound, call: Call) -> ResponseRet
         return call()
     begun = begin(state.guard, incoming.storage_key, incoming.fingerprint, settings)
     if isinstance(begun, Run):
-        active = Active(incoming.key, begun.claim.attempt, _seed(incoming), state.store, begun.claim)
+        claim = begun.claim
+        active = Active(incoming.key, claim.attempt, _seed(incoming), state.store, claim, settings.docs_url)
         activate(here, active)
         return _Execution(app, bound.route, settings, state.guard, begun).run(active, call)
     if isinstance(begun, Unprotected):

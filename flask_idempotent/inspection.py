@@ -34,7 +34,8 @@ def steps_in_words(journal: bytes) -> str:
     """How far the steps of a request have come."""
     entries = read_journal(journal).values()
     done = sum(entry.result is not None for entry in entries)
-    return f"{done} done, {len(entries) - done} begun and not ended"
+    begun = len(entries) - done
+    return f"{done} done, {begun} begun and not ended" + (" (one that is at_most_once: see resolve)" if begun else "")
 
 
 def _state(head: Head, found: Found) -> str:

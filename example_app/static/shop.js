@@ -54,6 +54,7 @@ async function show(order, { status, label, note, final, refundable, session, pa
   payment.hidden = !paymentUrl;
   payment.firstElementChild.href = paymentUrl ?? "";
   if (refundable) await offerRefund(order);
+  else document.getElementById("refund")?.remove();
   if (final) order.dataset.final = "";
 }
 

@@ -1,11 +1,14 @@
-"""An operator's word on a request whose worker died: it is taken over like any dead worker's claim, and settled."""
+"""An operator's word on a request whose worker died: it is taken over like any dead worker's claim, and settled.
+
+Likewise one that failed in a step, since nobody knows whether the step was done.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from .record import MAX_ATTEMPT, Head, NewerRecord, State, StoredResponse, UnreadableRecord, pack_payload, read_head
-from .steps import journal_key
+from .steps import is_interrupted, journal_key, without_interrupted
 from .store import Claim, Found, OnOutage, Store, Terms
 
 
@@ -27,9 +30,10 @@ class Answer:
     compress_over: int
 
 
-def interrupted(found: Found) -> Head:
-    """The head of a record whose worker died.
+def interrupted(found: Found, journal: bytes | None = None) -> Head:
+    """The head of a record whose worker died, or that failed in a step.
 
+    :param journal: of its steps.
     :raises NotResolvable: it is another kind of record.
     """
     try:
@@ -41,6 +45,8 @@ def interrupted(found: Found) -> Head:
     left = head.deadline - found.now_ms
     if head.state is State.DONE:
         raise NotResolvable("the request is done, and its answer is replayed; there is nothing to resolve")
+    if head.state is State.FAILED and is_interrupted(journal or b""):
+        return head
     if head.state is State.FAILED:
         raise NotResolvable("the request has failed; it runs again when the client repeats it, as it is")
     if left > 0:
@@ -60,24 +66,30 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     :param found: what stands under the key.
     :param token: 16 random bytes.
     :param terms: the lease and the retention of the claim until it is settled.
-    :param answer: with what the request is done; None: it never happened, and the key is free again.
+    :param answer: with what the request is done; None: it never happened, and the key is free again. Of a request that
+        failed, the step that did not end never happened: the request runs again when it is repeated, without the steps
+        that are done.
     :raises NotResolvable: the request is not one whose worker died, or not any more.
     :raises UnstorableResponse: the answer is not what HTTP can send; nothing has changed.
     :raises StoreError: the store cannot be asked.
     """
-    head = interrupted(found)
+    journal = store.get(journal_key(key))
+    head = interrupted(found, journal)
     payload = None if answer is None else _pack(head._replace(state=State.DONE, owner=token), answer)
     terms = replace(terms, resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
     claim = Claim(key, token, head.fingerprint, terms)
     granted = store.claim(claim)
     if isinstance(granted, Found):
-        interrupted(granted)
+        interrupted(granted, journal)
         raise NotResolvable("another request has the key since")
     if granted.attempt != min(head.attempt + 1, MAX_ATTEMPT):  # it was not the dead worker's any more
         store.forget(claim)
         raise NotResolvable("the record has changed or expired since it was looked at; look again")
     claim = claim._replace(attempt=head.attempt)
-    if answer is None or payload is None:
+    if head.state is State.FAILED and (answer is None or payload is None):
+        store.set(journal_key(key), without_interrupted(journal or b""), terms.ttl_ms)
+        settled = store.fail(claim)
+    elif answer is None or payload is None:
         store.delete(journal_key(key))  # whoever comes next under the key has done no step of its own
         settled = store.forget(claim)
     else:

@@ -94,6 +94,20 @@ def merge_journals(first: bytes, second: bytes) -> bytes:
     )
 
 
+def is_interrupted(journal: bytes) -> bool:
+    """Whether a step has begun and not ended."""
+    return any(entry.result is None for entry in read_journal(journal).values())
+
+
+def without_interrupted(journal: bytes) -> bytes:
+    """A journal in which every step that did not end never began."""
+    return b"".join(
+        pack_entry(name, INTENT, entry.arguments) + pack_entry(name, RESULT, entry.result)
+        for name, entry in read_journal(journal).items()
+        if entry.result is not None
+    )
+
+
 def journal_key(key: str) -> str:
     """Where the journal of a record is: beside it, in the same slot of a Cluster."""
     return f"{key}{_JOURNAL}"

@@ -191,7 +191,7 @@ class Recovery:
             return self._set_aside(debt, "a request runs here and elsewhere since an outage")
         if restored is Restored.DONE_ELSEWHERE:
             if (debt.key, debt.owner) not in self._reported:
-                log.error("idempotency: a request ran here and elsewhere", extra={"idempotency_key": debt.key})
+                log.error("idempotency: %s ran here and elsewhere", debt.key, extra={"idempotency_key": debt.key})
                 self._duplicated(debt.key)
             if taken is not None and taken[0][1:2] == State.PENDING.value:  # not done here: its own host keeps it
                 return self._set_aside(debt, "a request still runs here that another host has finished")

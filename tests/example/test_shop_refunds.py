@@ -95,7 +95,7 @@ def test_a_buyer_is_told_what_is_not_known_yet_and_can_ask_again(browser, shop, 
     accept = {"Accept": "text/html"}
     answer = browser.post(f"/orders/{order.id}/refund", data={"idempotency_key": "k"}, headers=accept)
     assert (answer.status_code, answer.mimetype) == (503, "text/html")
-    assert "it goes back once" in answer.text
+    assert "the money goes back once" in answer.text
     assert 'name="idempotency_key" value="k"' in answer.text
     assert f'href="/orders/{order.id}"' in answer.text
     assert answer.headers["Retry-After"]
@@ -181,7 +181,9 @@ def test_while_the_outcome_is_unknown_every_key_asks_for_the_same_refund(
     assert ask(browser, order).status_code == 503
     waiting = order_of(shop, order.session_id)
     assert waiting.state is Status.REFUNDING
-    assert browser.get(f"/orders/{order.id}.json").get_json()["final"] is False
+    told = browser.get(f"/orders/{order.id}.json").get_json()
+    assert (told["final"], told["refundable"]) == (False, True)
+    assert "Ask again for the refund" in browser.get(f"/orders/{order.id}").text
     replayed = sandbox.requests["replayed"]
     assert ask(browser, order, "refund-2").get_json()["status"] == "refunded"
     assert sandbox.requests["replayed"] == replayed + 1, "under the first one's key"

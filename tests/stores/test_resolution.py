@@ -17,7 +17,7 @@ from flask_idempotent.core.record import (
     read_head,
 )
 from flask_idempotent.core.resolution import Answer, NotResolvable, resolve
-from flask_idempotent.core.steps import journal_key
+from flask_idempotent.core.steps import INTENT, RESULT, journal_key, pack_entry
 from flask_idempotent.core.store import Claim, Claimed, Found, Store, Terms
 
 from .conftest import memory
@@ -81,6 +81,29 @@ def test_the_journal_of_what_never_happened_is_dropped(store: Store) -> None:
     store.set(journal_key(KEY), b"journal", TTL)
     resolve(store, KEY, found, TOKEN, TERMS, None)
     assert store.get(journal_key(KEY)) is None
+
+
+@pytest.mark.parametrize("answer", [ANSWER, None], ids=["done", "never-happened"])
+def test_a_request_that_failed_in_a_step_is_settled_with_its_other_steps_kept(
+    store: Store, answer: Answer | None
+) -> None:
+    """A step at_most_once that may have been done blocks the key: it is not tried again, whoever asks."""
+    mine = refusing(ME)
+    store.claim(mine)
+    charge, mail = pack_entry(b"c" * 16, INTENT, b"") + pack_entry(b"c" * 16, RESULT, b"7"), b"m" * 16
+    store.begin_step(mine, b"c" * 16, pack_entry(b"c" * 16, INTENT, b""))
+    store.end_step(mine, pack_entry(b"c" * 16, RESULT, b"7"))
+    store.begin_step(mine, mail, pack_entry(mail, INTENT, b""))
+    store.fail(mine)
+    resolve(store, KEY, seen(store), TOKEN, TERMS, answer)
+    if answer is None:
+        assert store.get(journal_key(KEY)) == charge
+        assert isinstance(store.claim(refusing(fingerprint=DIFFERENT)), Found)
+        assert store.claim(refusing()) == Claimed(2)
+    else:
+        found = store.claim(refusing())
+        assert isinstance(found, Found)
+        assert judge(found, refusing()) == Replay(ANSWER.response)
 
 
 def running(store: Store) -> None:

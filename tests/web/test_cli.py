@@ -276,7 +276,36 @@ def test_the_steps_of_a_request_are_counted(redis_server: RedisProcess, bare_app
     app.config["PROPAGATE_EXCEPTIONS"] = False
     keys = Keys(app)
     assert app.test_client().post("/", headers={"Idempotency-Key": "k"}).status_code == 500
-    assert rows(run(app, "show", keys.last))["steps"] == "1 done, 1 begun and not ended"
+    said = "1 done, 1 begun and not ended (one that is at_most_once: see resolve)"
+    assert rows(run(app, "show", keys.last))["steps"] == said
+
+
+def test_a_step_that_may_have_been_done_blocks_its_key_until_it_is_resolved(make_app: Callable[..., Flask]) -> None:
+    app = make_app(docs_url="https://docs.example/idempotency")
+    sent: list[str] = []
+
+    def send(to: str) -> None:
+        sent.append(to)
+        if len(sent) == 1:
+            raise ConnectionError("who knows whether it was sent")
+
+    @app.post("/")
+    @idempotent
+    def create() -> str:
+        current_idempotency.step("mail", send, "ada", at_most_once=True)
+        return "done"
+
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    client = app.test_client()
+    answers = [client.post("/", headers={"Idempotency-Key": "k"}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [500, 409, 409]
+    assert answers[1].get_json()["type"] == "https://docs.example/idempotency#outcome-unknown"
+    assert "see resolve" in rows(run(app, "show", "k", "--path", "/"))["steps"]
+    settled = run(app, "resolve", "k", "--path", "/", "--never-happened", input="y\n")
+    assert "Let the step run again" in settled.output
+    assert settled.output.endswith("The step may run again.\n")
+    assert client.post("/", headers={"Idempotency-Key": "k"}).status_code == 200
+    assert sent == ["ada", "ada"]
 
 
 # --- What cannot be found -------------------------------------------------------------------------------------------
