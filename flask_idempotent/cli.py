@@ -108,8 +108,11 @@ def show(**asked: Any) -> None:
     """
     app, state = _here()
     with _clear_errors(state.store):
-        key, places = _find(app, state, **asked)
+        missed: list[StoreError] = []
+        key, places = _find(app, state, missed=missed, **asked)
         _print(key, places)
+        for error in missed:
+            raise error
 
 
 @commands.command("resolve")
@@ -206,17 +209,46 @@ def _content_type(content: bytes) -> str:
 
 
 def _find(
-    app: Flask, state: AppState, key: str, path: str | None, method: str, principal: tuple[str, ...], host: str | None
+    app: Flask,
+    state: AppState,
+    key: str,
+    path: str | None,
+    method: str,
+    principal: tuple[str, ...],
+    host: str | None,
+    missed: list[StoreError] | None = None,
 ) -> tuple[str, list[Place]]:
-    """The storage key under which something stands, and where it stands."""
+    """The storage key under which something stands, and where it stands.
+
+    :param missed: see :func:`_places`.
+    """
     if path is None and (principal or host):
         raise click.UsageError("--principal and --host go with --path")
     request = None if path is None else ClientRequest(method, path, host, principal)
     keys = storage_keys(app, state.settings, key, request)
     for each in keys:
-        if places := [(name, tier, found) for name, tier in tiers(state.store) if (found := tier.peek(each))]:
+        if places := list(_places(state.store, each, missed)):
             return each, places
+    for error in missed or ():
+        raise error
     raise click.ClickException(_nothing(app, state, keys[0], request is not None))
+
+
+def _places(store: Store, key: str, missed: list[StoreError] | None) -> Iterator[Place]:
+    """Where something stands under a key.
+
+    :param missed: takes the errors of places that cannot be asked; None: they are raised.
+    """
+    for name, tier in tiers(store):
+        try:
+            found = tier.peek(key)
+        except StoreError as error:
+            if missed is None:
+                raise
+            missed.append(error)
+        else:
+            if found is not None:
+                yield name, tier, found
 
 
 def _nothing(app: Flask, state: AppState, key: str, computed: bool) -> str:

@@ -31,7 +31,9 @@ def check(state: AppState) -> dict[str, Any]:
         ``"open"``, ``"closed"`` or None; and ``warnings``, what may lose records, a sentence each with the remedy.
     """
     report = state.store.report()
-    if report.outage is None:
+    if report.outage is None and state.guard.is_full:
+        status, message = UNHEALTHY, "The store is full; new requests with a key are refused. See the log."
+    elif report.outage is None:
         here = "the memory of this host" if report.host_wide else "the memory of this process"
         where = "Redis" if report.redis_available else here
         status, message = HEALTHY, f"Outcomes are kept in {where}."

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .lease import Heartbeat
 from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
 from .record import OWNER_SIZE, Head, State, StoredResponse, UnstorableResponse, pack_payload
-from .store import Claim, Claimed, Found, OnOutage, Store, StoreError, Terms
+from .store import Claim, Claimed, Found, OnOutage, Store, StoreError, StoreFull, Terms
+
+FULL_SECONDS: Final = 10.0  # for which a store counts as full that nobody asks for room any more
 
 
 class Outcome(StrEnum):
@@ -78,6 +81,7 @@ class Guard:
         self.store = store
         self._observe = observe
         self._token = token
+        self._full_until = float("-inf")
         self._heartbeat = Heartbeat(store, lambda claim: observe(Occurrence(Outcome.LOST_LEASE, claim.key)))
 
     def begin(self, key: str, fingerprint: bytes, terms: Terms) -> Run | Unprotected | Verdict:
@@ -91,16 +95,24 @@ class Guard:
         try:
             answer = self.store.claim(claim)
         except StoreError as error:
+            if isinstance(error, StoreFull):
+                self._full_until = time.monotonic() + FULL_SECONDS
             if not error.outage or terms.on_outage is not OnOutage.EXECUTE:
                 raise
             self._observe(Occurrence(Outcome.UNPROTECTED, key))
             return Unprotected()
         if isinstance(answer, Claimed):
+            self._full_until = float("-inf")
             claim = claim._replace(attempt=answer.attempt)
             return self._started(Run(claim))
         verdict = self._wait(answer, claim)
         self._observe(Occurrence(_NAMES[type(verdict)], key))
         return verdict
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the store had no room for a new key a moment ago, and has taken none since."""
+        return time.monotonic() < self._full_until
 
     def _started(self, run: Run) -> Run:
         """Keep the lease from now on. What goes wrong before the view runs must not leave the key taken."""

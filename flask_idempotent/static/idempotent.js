@@ -315,10 +315,15 @@
     return pages.get(form);
   }
 
+  // To a page that the browser had to load anew, because a POST to its address has made the cached one invalid.
+  function cameBack() {
+    return performance.getEntriesByType("navigation")[0]?.type === "back_forward";
+  }
+
   function intentFor(form, slot, name) {
     const known = intents.read(slot);
     const [held, page] = [fieldOf(form).value, pageOf(form)];
-    const samePage = known?.key === held || (page && known?.page === page);
+    const samePage = known?.key === held || (page && known?.page === page) || cameBack();
     if (known?.state === OPEN || (known?.state === ANSWERED && samePage)) return { ...known, page, state: OPEN };
     return { name, key: held && !intents.knows(held) ? held : newKey(), page, state: OPEN };
   }

@@ -49,6 +49,8 @@ class Site:
         Idempotency(app)
         app.before_request(self._note)
         app.get("/form/<name>")(self._form)
+        own = idempotent(self._run(lambda: redirect("/done", 303)))
+        app.post("/form/<name>", endpoint="own")(lambda name: own())
         app.get("/done")(lambda: render_template_string(PAGE, title="Done", body=""))
         for path, answer in ANSWERS.items():
             app.post(path, endpoint=path)(idempotent(self._run(answer)))

@@ -338,6 +338,23 @@ def test_what_is_sent_again_after_going_back_is_the_same_intent(make_site, memor
     assert len(set(site.runs)) == 2
 
 
+@pytest.mark.parametrize("memory", [True, False], ids=["page in memory", "page loaded anew"])
+def test_going_back_to_a_form_that_posts_to_its_own_address_is_the_same_intent(make_site, memory):
+    """The answer to a POST makes the browser drop the page from its cache: it comes back with a new key."""
+    site, page = make_site(memory=memory)
+    page.goto(site.form(action=""))
+    for _ in range(2):
+        send(page)
+        page.wait_for_url("**/done")
+        page.go_back(wait_until="commit")
+        usable(page)
+    assert (len(site.asked), len(site.runs)) == (2, 1)
+    page.goto(site.form(action=""))
+    send(page)
+    page.wait_for_url("**/done")
+    assert len(site.runs) == 2
+
+
 def test_an_intent_that_is_kept_goes_on_until_the_page_ends_it(site, page):
     path = site.form(attributes='data-idempotent="note" data-idempotent-keep')
     for _ in range(2):

@@ -338,6 +338,25 @@ def test_a_memory_that_nobody_else_sees_is_mentioned(store: StoreUnderTest, make
 
 
 @pytest.mark.redis
+def test_in_an_outage_what_this_host_holds_is_shown_and_not_resolved(
+    new_redis: Callable[..., RedisProcess], bare_app: Callable[..., Flask]
+) -> None:
+    app = bare_app(IDEMPOTENCY_CACHE_REDIS_URL=new_redis().url)
+    Idempotency(app)
+    app.post("/")(idempotent(lambda: "done"))
+    assert app.test_client().post("/", headers={"Idempotency-Key": "k"}).status_code == 200
+    shown = run(app, "show", "k", "--path", "/")
+    assert shown.exit_code == 1
+    assert "where    this host, in " in shown.output
+    assert "state    done: 200 OK" in shown.output
+    assert "Redis is away" in shown.output
+    resolved = run(app, "resolve", "--never-happened", "--yes", "k", "--path", "/")
+    assert resolved.exit_code == 1
+    assert "Redis is away" in resolved.output
+    assert app.test_client().post("/", headers={"Idempotency-Key": "k"}).headers["Idempotent-Replayed"] == "true"
+
+
+@pytest.mark.redis
 @pytest.mark.parametrize("command", [["show"], ["resolve", "--never-happened", "--yes"]])
 def test_without_its_redis_a_command_says_so_and_points_to_the_doctor(
     new_redis: Callable[..., RedisProcess], bare_app: Callable[..., Flask], command: list[str]
