@@ -156,7 +156,11 @@ class Guard:
         return self._end(Outcome.FAILED, run.claim, lambda: self.store.fail(run.claim))
 
     def forget(self, run: Run) -> bool:
-        """Free the key: the request was refused before it did anything."""
+        """Free the key: the request was refused before it did anything. After an earlier attempt, which may have done
+        something, the key stays with this request.
+        """
+        if run.claim.attempt > 1:
+            return self.fail(run)
         return self._end(Outcome.RELEASED, run.claim, lambda: self.store.forget(run.claim))
 
     def close(self) -> None:

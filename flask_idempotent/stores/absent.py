@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, TimedOut
-from .tier import Debt
+from .tier import Copies, Debt
 
 
 class NoTier:
@@ -120,9 +120,9 @@ class NoTier:
         """Nothing is known here."""
         return None
 
-    def copies(self, after_key: str = "", limit: int = 500) -> list[tuple[str, bytes, int]]:
+    def copies(self, before: int = 0, limit: int = 500) -> Copies:
         """Nothing is known here."""
-        return []
+        return Copies([], None)
 
     def drop(self, key: str, record: bytes) -> bool:
         """There are none."""

@@ -14,7 +14,7 @@ from ..core.record import ATTEMPT, OWNER_SIZE, is_running
 from ..core.steps import journal_key
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from .table import Rows, Table
-from .tier import Debt, LocalTier
+from .tier import Copies, Debt, LocalTier
 
 __all__ = ["Debt", "LocalStore", "LocalTier"]
 
@@ -52,7 +52,7 @@ class LocalStore:
         if not claims:
             return []
         try:
-            return self._table.run(lambda rows: [self._renew(rows, claim, owed) for claim in claims], settles=True)
+            return self._table.run(lambda rows: [self._renew(rows, claim, owed) for claim in claims])
         except StoreFull:
             return [self._renew_alone(claim, owed) for claim in claims]
 
@@ -188,12 +188,13 @@ class LocalStore:
 
         return self._table.run(work, writes=False)
 
-    def copies(self, after_key: str = "", limit: int = 500) -> list[tuple[str, bytes, int]]:
+    def copies(self, before: int = 0, limit: int = 500) -> Copies:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
 
-        def work(rows: Rows) -> list[tuple[str, bytes, int]]:
+        def work(rows: Rows) -> Copies:
             now = self._clock()
-            return [(key, record, expires - now) for key, record, expires in rows.page(after_key, limit, now)]
+            page, further = rows.page(before, limit, now)
+            return Copies([(key, record, expires - now) for key, record, expires in page], further)
 
         return self._table.run(work, writes=False)
 
@@ -253,7 +254,7 @@ class LocalStore:
 
     def _renew_alone(self, claim: Claim, owed: bool) -> bool:
         try:
-            return self._table.run(lambda rows: self._renew(rows, claim, owed), settles=True)
+            return self._table.run(lambda rows: self._renew(rows, claim, owed))
         except StoreFull:  # no room to put an absent record back; but nobody else has the key
             return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
@@ -150,7 +149,7 @@ class MemoryTable:
         self._backend = backend
         self._ledger = Ledger()
         self._notes: dict[str, bytes] = {}
-        self._by_key: list[str] = []  # the keys in order, while they are read page by page
+        self._by_age: list[str] = []  # the keys in order of their first record, while they are read page by page
         self._to_drop: list[str] = []  # the keys that are looked at, part by part
         backend.may_drop = lambda key: not self._ledger.owes(key) and self.may_drop(key)
 
@@ -175,19 +174,16 @@ class MemoryTable:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
         self._backend.remove(key)
 
-    def page(self, after_key: str, limit: int, now: int) -> list[tuple[str, bytes, int]]:
-        """See :class:`~flask_idempotent.stores.table.Rows`. The keys are sorted for the first page only."""
-        if not after_key or not self._by_key:
-            self._by_key = sorted(self._backend.keys())
-        found: list[tuple[str, bytes, int]] = []
-        for key in islice(self._by_key, bisect_right(self._by_key, after_key), None):
-            if len(found) == limit:
-                return found
-            record, expires = self._backend.find(key, now)
-            if record is not None:
-                found.append((key, record, expires))
-        self._by_key = []
-        return found
+    def page(self, before: int, limit: int, now: int) -> tuple[list[tuple[str, bytes, int]], int | None]:
+        """See :class:`~flask_idempotent.stores.table.Rows`. What comes meanwhile is not among them."""
+        if not before:
+            self._by_age = self._backend.keys()
+            before = len(self._by_age)
+        first = max(before - limit, 0)
+        found = [(key, *self._backend.find(key, now)) for key in reversed(self._by_age[first:before])]
+        if not first:
+            self._by_age = []
+        return [(key, record, expires) for key, record, expires in found if record is not None], first or None
 
     def drop_copies(self, after: int, now: int) -> int | None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""

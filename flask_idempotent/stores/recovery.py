@@ -24,10 +24,13 @@ log = logging.getLogger("flask_idempotent")
 
 GRACE_SECONDS: Final = 0.6  # after an outage or a restart, for other hosts to notice, and to write back what they hold
 ROUNDS: Final = 10  # of writing back before the breaker closes
-BATCH: Final = 500  # records in one pipeline
+BATCH: Final = 500  # debts in one pipeline
+PART: Final = 2000  # records that are looked at together when all are brought back
 SAMPLE: Final = 5  # copies that are looked for when a process first meets its Redis
 TURN_MS: Final = 2000  # after which another worker brings the records back, if the one who does says nothing more
 _SERVERS: Final = "servers"  # the note about which servers have the records of this tier
+_LATEST: Final = "servers with the latest records"  # a note likewise, while the older ones are looked for
+_NOTICED: Final = "last restart"  # a note: when a restart was noticed, milliseconds by the tier's clock
 _TURN: Final = "who brings records back"
 _RECORDS: Final = frozenset(state.value for state in State)
 
@@ -50,6 +53,7 @@ class Recovery:
         self._servers: str | None = None
         self._me = secrets.token_bytes(OWNER_SIZE)
         self.is_behind = False  # whether Redis may lack what this tier holds beside its debts
+        self.lacks_latest = False  # whether that may be something recent
         self.trusted_from = float("-inf")  # monotonic seconds; other hosts have brought back theirs by then
 
     def __call__(self) -> bool:
@@ -59,7 +63,8 @@ class Recovery:
         """
         self._shared.ping()
         self.meet()
-        self.is_behind = self.is_behind or self._servers is None  # where nobody may tell, it is taken for restarted
+        if self._servers is None:  # where nobody may tell, it is taken for restarted
+            self.is_behind = self.lacks_latest = True
         return any(self._pay() for _ in range(ROUNDS))  # what comes up meanwhile is written, too
 
     def glance(self) -> bool:
@@ -72,6 +77,11 @@ class Recovery:
         if self.is_behind:
             self._catch_up()
         return self._local.owed_count() > 0
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether what Redis does not have, it has been told to forget: it is known, and was not just restarted."""
+        return self.is_acquainted and self._servers is not None and not self.is_behind
 
     @property
     def is_acquainted(self) -> bool:
@@ -100,15 +110,24 @@ class Recovery:
                 return False
             if first and known == servers.encode():
                 self._heed_flush()
+                self._trust_after(int(self._local.recall(_NOTICED) or 0))
                 return False
             log.warning("idempotency: Redis was restarted or replaced; it gets what this host holds")
-            self.is_behind, self.trusted_from = True, time.monotonic() + GRACE_SECONDS
+            self.is_behind = self.lacks_latest = True
+            noticed = self._local.now()
+            self._local.remember(_NOTICED, b"%d" % noticed)
+            self._trust_after(noticed)
             return True
+
+    def _trust_after(self, noticed: int) -> None:
+        """Give the other hosts time from when a restart was noticed, in milliseconds by the tier's clock."""
+        left = GRACE_SECONDS - (self._local.now() - noticed) / 1000
+        self.trusted_from = max(self.trusted_from, time.monotonic() + left)
 
     def _heed_flush(self) -> None:
         """Where Redis runs on, but has nothing of what it was given, somebody has emptied it: copies go, too."""
         now = self._local.now()
-        over = [key for key, record, _ in self._local.copies("", SAMPLE) if _is_over(key, record, now)]
+        over = [key for key, record, _ in self._local.copies(0, SAMPLE).records if _is_over(key, record, now)]
         given = [key for key in over if not self._local.is_owed(key)]
         if given and all(self._shared.get(key) is None for key in given):
             log.warning("idempotency: Redis was emptied; this host's copies of its records are dropped")
@@ -118,31 +137,63 @@ class Recovery:
         """See to it that Redis has everything: by ourselves, unless another worker of this host does it or has."""
         servers = (self._servers or "").encode()
         if not servers or self._local.recall(_SERVERS) != servers:
-            if not (self._bring_back() and (self._servers or "").encode() == servers):
+            if not self._bring_back(servers):
+                self._note_latest(servers)
                 return
             self._local.remember(_SERVERS, servers)
             self._local.take_turn(_TURN, self._me, 0)
-        self.trusted_from = max(self.trusted_from, time.monotonic() + GRACE_SECONDS / 2)
+        self._has_latest()
         self.is_behind = False
 
-    def _bring_back(self) -> bool:
-        """Give a restarted Redis every record of this tier that it does not have. False when it is another's turn."""
-        after = ""
-        while self._local.take_turn(_TURN, self._me, TURN_MS):
-            batch = self._local.copies(after, BATCH)
-            if not batch:
-                return True
-            after = batch[-1][0]
-            self._bring([one for one in batch if _is_record(*one[:2])])
-            self._shared.set_absent([one for one in batch if not _is_record(*one[:2])])
-        return False
+    def _bring_back(self, servers: bytes) -> bool:
+        """Give a restarted Redis every record of this tier that it does not have.
 
-    def _bring(self, records: list[tuple[str, bytes, int]]) -> None:
-        """Write records back that are not there as they are here."""
-        marks = self._shared.marks([key for key, _, _ in records])
+        A restart loses what came last. As soon as it is seen to have a whole part, it has all that is older, too; the
+        rest is looked through nevertheless, for no harm must come of it if that is wrong.
+
+        :return: False when it is another's turn, or Redis was restarted once more.
+        """
+        before: int | None = 0
+        there = 1  # records of the last part that Redis had
+        running: dict[str, bytes] = {}
+        while before is not None:
+            if not self._local.take_turn(_TURN, self._me, TURN_MS):
+                return False
+            records, before = self._local.copies(before, PART)
+            own = [one for one in records if _is_record(*one[:2])]
+            running |= {key: record[OWNER] for key, record, _ in own if record[1:2] == State.PENDING.value}
+            there = self._bring(own, look=there > 0)
+            self._shared.set_absent([one for one in records if not _is_record(*one[:2])])
+            if own and there == len(own) and self.lacks_latest:
+                self._local.remember(_LATEST, servers)
+                self._has_latest()
+        for key, owner in running.items():
+            if _owner(self._local.take(key)) != owner:  # it has ended while it was written
+                self._shared.withdraw(key, owner)
+        self.meet()
+        return (self._servers or "").encode() == servers
+
+    def _bring(self, records: list[tuple[str, bytes, int]], *, look: bool) -> int:
+        """Write records back that are not there as they are here; how many were.
+
+        :param look: whether it is worth looking: a server that had nothing so far has nothing older either.
+        """
+        marks = self._shared.marks([key for key, _, _ in records]) if look else [None] * len(records)
         lacking = [one for one, mark in zip(records, marks, strict=True) if mark != one[1][MARK]]
         now = self._local.now()
         self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in lacking])
+        return len(records) - len(lacking)
+
+    def _note_latest(self, servers: bytes) -> None:
+        """Whether the worker whose turn it is has come so far that only what is older can be missing."""
+        if servers and self._local.recall(_LATEST) == servers:
+            self._has_latest()
+
+    def _has_latest(self) -> None:
+        if not self.lacks_latest:
+            return
+        self.trusted_from = max(self.trusted_from, time.monotonic() + GRACE_SECONDS / 2)
+        self.lacks_latest = False
 
     def _pay(self) -> bool:
         """One round over everything that is owed; whether nothing is left."""
@@ -170,7 +221,7 @@ class Recovery:
         """A claim that came to nothing here and may stand there, or a plain value."""
         try:
             if debt.owner:
-                self._shared.forget_owner(debt.key, debt.owner)
+                self._shared.withdraw(debt.key, debt.owner)
             elif taken is None:
                 self._shared.delete(debt.key)
             elif is_journal(debt.key):

@@ -22,7 +22,7 @@ from .servers import run_ids
 from .wakeups import Wakeups
 from .wire import More, Reply, ServerError, pack
 
-PORTION_BYTES: Final = 256 << 10  # of records in one pipeline
+PORTION_BYTES: Final = 1 << 20  # of records in one pipeline
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 PING: Final = pack("PING")
 
@@ -120,11 +120,11 @@ class RedisStore:
 
     def forget(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return self.forget_owner(claim.key, claim.owner)
+        return bool(self._run(scripts.FORGET, claim.key, claim.owner))
 
-    def forget_owner(self, key: str, owner: bytes) -> bool:
-        """Delete a claim of which only the token is known."""
-        return bool(self._run(scripts.FORGET, key, owner))
+    def withdraw(self, key: str, owner: bytes) -> bool:
+        """Give back a claim of which only the token is known. That an earlier attempt failed or died stays known."""
+        return bool(self._run(scripts.WITHDRAW, key, owner))
 
     def take_back(self, claim: Claim) -> None:
         """Give back a claim that was granted, and whose request is not going to run. Where there is another tier, that

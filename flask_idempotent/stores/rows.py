@@ -20,6 +20,7 @@ SCHEMA: Final = (
     "CREATE TABLE notes (name TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) WITHOUT ROWID",
 )
 
+LAST_ROW: Final = 2**63 - 1
 SWEEP_MS: Final = 250  # between two looks for what has expired
 SWEPT: Final = 16  # rows per transaction that writes a new key, while there are any
 ROOM: Final = 256  # expired rows that are removed at once when the file is full
@@ -32,7 +33,7 @@ _PUT = (
     " SET expires = excluded.expires, settled = excluded.settled, record = excluded.record"
 )
 _REMOVE = "DELETE FROM records WHERE key = ?"
-_PAGE = "SELECT key, record, expires FROM records WHERE key > ? AND expires > ? ORDER BY key LIMIT ?"
+_PAGE = "SELECT rowid, key, record, expires FROM records WHERE rowid < ? ORDER BY rowid DESC LIMIT ?"
 _COUNT = (
     "SELECT (SELECT count(*) FROM records) - (SELECT count(*) FROM records WHERE settled = 0 AND expires <= :now)"
     " - (SELECT count(*) FROM records WHERE settled = 1 AND expires <= :now)"
@@ -87,9 +88,11 @@ class SqlRows:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
         self._execute(_REMOVE, (key,))
 
-    def page(self, after_key: str, limit: int, now: int) -> list[tuple[str, bytes, int]]:
+    def page(self, before: int, limit: int, now: int) -> tuple[list[tuple[str, bytes, int]], int | None]:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        return self._execute(_PAGE, (after_key, now, limit)).fetchall()
+        rows = self._execute(_PAGE, (before or LAST_ROW, limit)).fetchall()
+        live = [(key, record, expires) for _, key, record, expires in rows if expires > now]
+        return live, rows[-1][0] if len(rows) == limit else None
 
     def drop_copies(self, after: int, now: int) -> int | None:
         """See :class:`~flask_idempotent.stores.table.Rows`. ``after`` is the last row that was looked at."""

@@ -91,6 +91,20 @@ redis.call('DEL', KEYS[1])
 return 1
 """
 
+# A claim that came to nothing. That an earlier attempt has failed or died stays known.
+_WITHDRAW: Final = f"""
+if not record then return 1 end
+if owner ~= ARGV[1] or state ~= 'P' then return 0 end
+if attempt > 1 then
+  local rest = record:sub(3, {HEAD_SIZE - DEADLINE_SIZE})
+  redis.call('SET', KEYS[1], record:sub(1, 1) .. 'F' .. rest .. at(now), 'KEEPTTL')
+else
+  redis.call('DEL', KEYS[1])
+end
+{_WAKE}
+return 1
+"""
+
 _PEEK: Final = """
 return record and at(now) .. record
 """
@@ -181,10 +195,11 @@ RENEW: Final = Script(_RENEW)
 COMPLETE: Final = Script(_COMPLETE)
 FAIL: Final = Script(_FAIL)
 FORGET: Final = Script(_FORGET)
+WITHDRAW: Final = Script(_WITHDRAW)
 PEEK: Final = Script(_PEEK)
 RESTORE: Final = Script(_RESTORE)
 STRETCH: Final = Script(_STRETCH)
 STEP: Final = Script(_STEP, journal=True)
 STEP_DONE: Final = Script(_STEP_DONE, journal=True)
 MARKS: Final = Script(_MARKS, prelude="")
-SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, PEEK, RESTORE, STRETCH, STEP, STEP_DONE, MARKS)
+SCRIPTS: Final = (CLAIM, RENEW, COMPLETE, FAIL, FORGET, WITHDRAW, PEEK, RESTORE, STRETCH, STEP, STEP_DONE, MARKS)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 from weakref import WeakSet, finalize
 
+from ..core.forks import PerProcess
 from ..core.store import StoreError
 from .hostfile import PAGE_BYTES, Identities, Opened, identities, identity, inherited
 from .rows import SqlRows
@@ -111,6 +112,15 @@ class Session:
             self.rows.no_new_keys = f"{log} is too long: a process that reads the file has stopped; end it"
 
 
+class _Locks:
+    """Made by the first who needs them in a process: gevent may have patched the library since the fork."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.turn = threading.Condition(self.lock)
+        self.queue = threading.Lock()
+
+
 class Sessions:
     """The sessions of a process: a few, each used by one thread at a time.
 
@@ -122,7 +132,7 @@ class Sessions:
 
     def __init__(self, open_: Callable[[], Session]) -> None:
         self._open = open_
-        self._renew_locks()
+        self._locks = PerProcess(_Locks)
         self._idle: list[Session] = []
         self._all: set[Session] = set()
         self._lent = 0
@@ -138,8 +148,8 @@ class Sessions:
         """
         if self._pid != os.getpid():
             self.begin_anew()  # forked by something that does not tell Python
-        with self._lock:
-            if not self._turn.wait_for(lambda: not self._forks and self._lent < MOST, LENDING_SECONDS):
+        with self._locks().lock:
+            if not self._locks().turn.wait_for(lambda: not self._forks and self._lent < MOST, LENDING_SECONDS):
                 raise StoreError("no connection to the host's records has become free")
             self._lent += 1
             session = self._idle.pop() if self._idle else None
@@ -167,7 +177,7 @@ class Sessions:
     @contextmanager
     def in_turn(self, seconds: float) -> Iterator[None]:
         """Try again and again as the only thread of the process that does, or after a while as one of several."""
-        first = (queue := self._queue).acquire(timeout=seconds)
+        first = (queue := self._locks().queue).acquire(timeout=seconds)
         try:
             yield
         finally:
@@ -184,41 +194,34 @@ class Sessions:
 
     def hold(self) -> None:
         """A fork is about to happen: let what is under way end, close everything, lend nothing."""
-        with self._lock:
+        with self._locks().lock:
             self._forks += 1
-            self._turn.wait_for(lambda: not self._lent, FORK_SECONDS)
+            self._locks().turn.wait_for(lambda: not self._lent, FORK_SECONDS)
         self.close()
 
     def resume(self) -> None:
         """The fork is over, in the parent."""
-        with self._lock:
+        with self._locks().lock:
             self._forks -= 1
-            self._turn.notify_all()
+            self._locks().turn.notify_all()
 
     def begin_anew(self) -> None:
         """The fork is over, in the child. What was open nevertheless stays untouched, and its file with it."""
-        self._renew_locks()
         self._idle.clear()
         for session in self._all:
             _left.append(session)
             inherited.update(session.identities.values())
         self._all, self._lent, self._forks, self._pid = set(), 0, 0, os.getpid()
 
-    def _renew_locks(self) -> None:
-        """A thread that the child of a fork does not have may have held the old ones."""
-        self._lock = threading.Lock()
-        self._turn = threading.Condition(self._lock)
-        self._queue = threading.Lock()
-
     def _returned(self, session: Session | None = None) -> None:
-        with self._lock:
+        with self._locks().lock:
             self._lent -= 1
             if session is not None:
                 self._idle.append(session)
             if self._forks:
-                self._turn.notify_all()
+                self._locks().turn.notify_all()
             else:
-                self._turn.notify()
+                self._locks().turn.notify()
 
 
 _known: WeakSet[Sessions] = WeakSet()  # of the process, as forks are

@@ -25,8 +25,8 @@ class Rows(Protocol):
     def remove(self, key: str) -> None:
         """Take a record out, live or not."""
 
-    def page(self, after_key: str, limit: int, now: int) -> list[tuple[str, bytes, int]]:
-        """Live records with their keys and expiries, by key, from the first one after ``after_key``."""
+    def page(self, before: int, limit: int, now: int) -> tuple[list[tuple[str, bytes, int]], int | None]:
+        """Live records with their keys and expiries, the latest keys first, and where to go on from; at first 0."""
 
     def drop_copies(self, after: int, now: int) -> int | None:
         """Remove a part of the copies, as a :class:`~flask_idempotent.stores.tier.LocalTier` is told to drop them.

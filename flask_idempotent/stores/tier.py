@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..core.store import Claim, Claimed, Found, Store
 
@@ -26,6 +26,17 @@ class Debt:
     lease_ms: int
     serial: int
     expires: int
+
+
+class Copies(NamedTuple):
+    """A part of the records.
+
+    :param records: the key, the bytes and the milliseconds they have left.
+    :param before: where to go on from; None when there are no others.
+    """
+
+    records: list[tuple[str, bytes, int]]
+    before: int | None
 
 
 class LocalTier(Store, Protocol):
@@ -89,10 +100,11 @@ class LocalTier(Store, Protocol):
     def take(self, key: str) -> tuple[bytes, int] | None:
         """The live bytes under a key and the milliseconds they have left, for copying them elsewhere."""
 
-    def copies(self, after_key: str = "", limit: int = 500) -> list[tuple[str, bytes, int]]:
-        """All live records, by key: the key, the bytes and the milliseconds they have left.
+    def copies(self, before: int = 0, limit: int = 500) -> Copies:
+        """The live records, the latest keys first.
 
-        :param after_key: where to go on from. What is written meanwhile may or may not be among them.
+        :param before: where to go on from; 0 begins anew. What is written meanwhile may or may not be among them.
+        :param limit: how many are looked at.
         """
 
     def drop(self, key: str, record: bytes) -> bool:

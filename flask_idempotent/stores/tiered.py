@@ -101,7 +101,7 @@ class TieredStore:
             found = self._mended(mine, claim)
             if found is not None:
                 return found
-            mine = self._local.claim(claim)  # what stood here is gone
+            mine = self._local.claim(claim, owed=alone)  # what stood here is gone
             if isinstance(mine, Found):
                 return mine
         if alone:
@@ -118,15 +118,20 @@ class TieredStore:
         return self._settle(claim, mine, theirs)
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """See :class:`~flask_idempotent.core.store.Store`. The local word counts while Redis is away."""
-        kept = self._local.renew(claims)
+        """See :class:`~flask_idempotent.core.store.Store`. The local word counts where Redis was not asked."""
+        told = self._tell_redis(self._shared.renew, claims)
         try:
-            theirs = self._ask(self._shared.renew, claims)
-        except StoreError:
+            kept = self._local.renew(claims)
+        except StoreError:  # another process holds the file: Redis's word is enough
+            if told is None:
+                raise
+            kept = [True] * len(claims)
+        if told is None:
             for claim in claims:
                 self._owe(claim)
             return kept
-        return [here and there for here, there in zip(kept, theirs, strict=True)]
+        agreed = [there or claim.owner in self._indebted for claim, there in zip(claims, told[0], strict=True)]
+        return [here and there for here, there in zip(kept, agreed, strict=True)]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later."""
@@ -279,7 +284,7 @@ class TieredStore:
         if claim.terms.on_outage is OnOutage.REJECT:
             recovery = self._recovery
             trusted_from = max(self._breaker.ended + GRACE_SECONDS, recovery.trusted_from)
-            if recovery.is_behind or time.monotonic() < trusted_from:
+            if recovery.lacks_latest or time.monotonic() < trusted_from:
                 raise error("Redis was away until a moment ago", outage=True)
 
     def _mended(self, mine: Found, claim: Claim) -> Found | None:
@@ -295,8 +300,7 @@ class TieredStore:
         except StoreError:
             return mine
         if theirs is None:
-            recovery = self._recovery
-            known = _is_over(mine, claim) and recovery.is_acquainted and not recovery.is_behind
+            known = _is_over(mine, claim) and self._recovery.knows_all
             return None if known and self._local.drop(claim.key, mine.record) else mine
         own = theirs.record[OWNER] == mine.record[OWNER]
         if own and theirs.record[1:2] == mine.record[1:2]:

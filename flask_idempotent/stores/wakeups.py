@@ -74,7 +74,8 @@ class _Listener:
         self._lock = threading.Lock()
         self._ears: dict[str, set[Ear]] = {}
         self._subscribed: set[str] = set()
-        self._unconfirmed: Counter[str] = Counter()  # of the thread alone, like the next
+        self._asked: set[str] = set()  # subscribed to, or asked for; of the thread alone, like the next two
+        self._unconfirmed: Counter[str] = Counter()
         self._pinged = False  # and not yet answered
         self._running = False
         self._closing = False
@@ -145,7 +146,7 @@ class _Listener:
             bell.close()
 
     def _serve(self, pubsub: Any, selector: selectors.BaseSelector, bell: socket.socket) -> None:
-        asked: set[str] = set()
+        self._asked = set()
         wanted: set[str] = set()
         self._unconfirmed.clear()
         self._pinged = False
@@ -161,7 +162,7 @@ class _Listener:
                 if self._closing or not (wanted or rung):
                     self._end()
                     return
-                old, new = asked - wanted, wanted - asked
+                old, new = self._asked - wanted, wanted - self._asked
                 if len(old) < LEFTOVERS:
                     old = set()
                 self._subscribed -= old
@@ -172,7 +173,7 @@ class _Listener:
             if new:
                 pubsub.subscribe(*new)
                 self._unconfirmed.update(new)
-            asked = asked - old | new
+            self._asked = self._asked - old | new
             while pubsub.subscribed and (message := pubsub.get_message(timeout=0)):
                 self._hear(message)
             now = getattr(pubsub.connection, "_sock", None)
@@ -202,6 +203,8 @@ class _Listener:
                 if self._unconfirmed[key] > 0:  # this one was undone and asked for again
                     return
                 del self._unconfirmed[key]
+                if key not in self._asked:  # it has been undone since
+                    return
                 self._subscribed.add(key)
                 for ear in ears:
                     ear.ready.set()

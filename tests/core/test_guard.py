@@ -826,8 +826,11 @@ class GuardHistory(RuleBasedStateMachine):
 
     @rule(started=consumes(runs))
     def fail(self, started: Started) -> None:
+        self._failed(started, started.worker.guard.fail)
+
+    def _failed(self, started: Started, end: Callable[[Run], bool]) -> None:
         claim, now = started.claim, self.clock.now
-        written = started.worker.guard.fail(started.run)
+        written = end(started.run)
         assert written is self._may_write(started)
         if written:
             entry = self.model.find(claim.key, now)
@@ -836,6 +839,9 @@ class GuardHistory(RuleBasedStateMachine):
 
     @rule(started=consumes(runs))
     def forget(self, started: Started) -> None:
+        if started.claim.attempt > 1:  # an earlier attempt may have done something
+            self._failed(started, started.worker.guard.forget)
+            return
         written = started.worker.guard.forget(started.run)
         assert written is self._may_write(started)
         if written:

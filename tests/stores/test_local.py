@@ -200,32 +200,44 @@ def test_of_many_threads_that_settle_a_debt_one_does(tier: LocalTier) -> None:
         assert sorted(at_once([partial(tier.settle, tier.debts()[0])] * 8)) == [False] * 7 + [True]
 
 
-def test_copies_are_read_by_key_page_by_page_with_what_they_have_left(tier: LocalTier, clock: Clock) -> None:
+def test_copies_are_read_page_by_page_the_latest_keys_first_with_what_they_have_left(
+    tier: LocalTier, clock: Clock
+) -> None:
     for number in (4, 0, 3, 1):
         tier.set(numbered(number), b"value %d" % number, TTL + number)
     tier.claim(claim_of(key=numbered(2), ttl_ms=10 * TTL))
     tier.set(numbered(9), b"short", 5)
+    tier.set(numbered(0), b"another", TTL)
     clock.advance(5)
-    pages, after = [], ""
-    while page := tier.copies(after, 2):
+    pages, before = [], 0
+    while before is not None:
+        page, before = tier.copies(before, 2)
         pages.append(page)
-        after = page[-1][0]
-    assert [[key for key, _, _ in page] for page in pages] == [
-        [numbered(0), numbered(1)],
-        [numbered(2), numbered(3)],
-        [numbered(4)],
-    ]
-    assert pages[0] == [(numbered(0), b"value 0", TTL - 5), (numbered(1), b"value 1", TTL + 1 - 5)]
-    assert pages[1][0][1:] == tier.take(numbered(2))
+    assert [key for page in pages for key, _, _ in page] == [numbered(number) for number in (2, 1, 3, 0, 4)]
+    assert max(map(len, pages)) == 2
+    assert pages[0][0][1:] == tier.take(numbered(2))
+    assert pages[1] == [(numbered(1), b"value 1", TTL + 1 - 5), (numbered(3), b"value 3", TTL + 3 - 5)]
+    assert (numbered(0), b"another", TTL - 5) in pages[2]
 
 
 def test_copies_begin_anew_with_what_there_is_then(tier: LocalTier) -> None:
-    assert tier.copies() == []
+    assert tier.copies() == ([], None)
     tier.set(numbered(2), b"", TTL)
     tier.set(numbered(3), b"", TTL)
-    assert [key for key, _, _ in tier.copies("", 1)] == [numbered(2)]
+    assert [key for key, _, _ in tier.copies(0, 1).records] == [numbered(3)]
     tier.set(numbered(1), b"", TTL)
-    assert [key for key, _, _ in tier.copies("", 5)] == [numbered(1), numbered(2), numbered(3)]
+    assert [key for key, _, _ in tier.copies(0, 5).records] == [numbered(1), numbered(3), numbered(2)]
+
+
+def test_what_is_removed_while_copies_are_read_leaves_the_others(tier: LocalTier) -> None:
+    for number in range(6):
+        tier.set(numbered(number), b"", TTL)
+    _, before = tier.copies(0, 2)
+    assert before is not None
+    for number in (4, 3):
+        tier.delete(numbered(number))
+    tier.set(numbered(7), b"", TTL)
+    assert [key for key, _, _ in tier.copies(before, 5).records] == [numbered(2), numbered(1), numbered(0)]
 
 
 def test_copies_are_dropped_but_what_runs_and_what_is_owed_stays(tier: LocalTier, clock: Clock) -> None:
@@ -248,14 +260,14 @@ def test_copies_are_dropped_but_what_runs_and_what_is_owed_stays(tier: LocalTier
 
     tier.drop_copies()
 
-    assert [key for key, _, _ in tier.copies()] == sorted(["running", *(f"owed {kind}" for kind in kinds)])
+    assert {key for key, _, _ in tier.copies().records} == {"running", *(f"owed {kind}" for kind in kinds)}
 
 
 def test_thousands_of_copies_are_dropped_and_none_that_stays(tier: LocalTier) -> None:
     for number in range(2500):
         tier.set(numbered(number), b"", TTL, owed=number % 1000 == 7)
     tier.drop_copies()
-    assert [key for key, _, _ in tier.copies()] == [numbered(7), numbered(1007), numbered(2007)]
+    assert [key for key, _, _ in tier.copies().records] == [numbered(2007), numbered(1007), numbered(7)]
     assert tier.report().in_memory_size == 3
 
 
@@ -267,7 +279,7 @@ def test_a_note_is_kept_beside_the_records(tier: LocalTier, clock: Clock) -> Non
     clock.advance(1000 * DAY)
     tier.drop_copies()
     assert (tier.recall("epoch"), tier.recall("other")) == (b"", b"\x00two")
-    assert (tier.report().in_memory_size, tier.copies(), tier.get("epoch")) == (0, [], None)
+    assert (tier.report().in_memory_size, tier.copies(), tier.get("epoch")) == (0, ([], None), None)
 
 
 def filled(tier: LocalTier) -> int:

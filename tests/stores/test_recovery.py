@@ -20,7 +20,7 @@ from flask_idempotent.stores import breaker
 from flask_idempotent.stores.memory import MemoryStore
 from flask_idempotent.stores.redis import Copy, RedisStore, Restored
 from flask_idempotent.stores.shared import SharedStore
-from flask_idempotent.stores.tier import LocalTier
+from flask_idempotent.stores.tier import Copies, LocalTier
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.standalone import RedisProcess
@@ -591,6 +591,130 @@ def test_large_records_are_brought_back_within_the_time_of_one_answer(restart: C
     server.start()
     with server.client() as client:
         eventually(lambda: client.dbsize() == 100, within=20)
+
+
+@pytest.mark.parametrize("how", ["ended", "running"])
+def test_a_process_that_is_started_after_a_restart_takes_it_for_no_deletion(
+    restart: Callable[..., Any],
+    shared: Callable[..., SharedStore],
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """The first one to meet the new server has told nobody what that one lacks: it ends, or has not come to it yet."""
+    server, (before,) = restart(shared())
+    for number in range(10):
+        finish_in(before, key_of(number))
+    before.close()
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60.0)
+    server.stop()
+    server.start()
+    first, second = (TieredStore(shared(), connect(server.port)) for _ in range(2))
+    finish_in(first, key_of(10))
+    if how == "ended":
+        first.close()
+    with pytest.raises(StoreError, match="a moment ago"):
+        second.claim(claim_of(OTHER, key_of(11), on_outage=OnOutage.REJECT))
+    for number in range(10):
+        found = second.claim(claim_of(OTHER, key_of(number)))
+        assert isinstance(found, Found), "it would run twice"
+        assert found.record[1:2] == D.value
+
+
+def test_a_restarted_server_has_forgotten_nothing_on_purpose(
+    restart: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request whose worker died stays interrupted, though the server that is asked now does not know it."""
+    server, (one,) = restart(memory())
+    one.claim(claim_of(lease_ms=50, resume=False))
+    time.sleep(0.1)
+    one.close()
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60.0)
+    server.stop()
+    server.start()
+    for number in range(3):
+        assert isinstance(one.claim(claim_of(bytes([number]) * 16, resume=False)), Found)
+
+
+def test_what_ended_while_it_was_brought_back_is_taken_back(restart: Callable[..., Any]) -> None:
+    class Late(MemoryStore):
+        """Forgets a running claim between its copying and its writing."""
+
+        def copies(self, before: int = 0, limit: int = 500) -> Copies:
+            page = super().copies(before, limit)
+            self.forget(claim_of())
+            return page
+
+    server, (one,) = restart(memory(of=Late))
+    one.claim(claim_of())
+    server.stop()
+    server.start()
+    with server.client() as client:
+        eventually(lambda: one.report().redis_available and not one._recovery.is_behind)
+        assert one._recovery.knows_all
+        assert client.get(KEY) is None
+
+
+def test_what_runs_since_an_outage_keeps_its_lease_whoever_else_has_the_key(worker: Workers) -> None:
+    one, other = worker(), worker()
+    cut_off(one)
+    mine = claim_of(lease_ms=300)
+    assert one.store.claim(mine) == Claimed(1)
+    theirs = claim_of(OTHER)
+    assert other.store.claim(theirs) == Claimed(1)
+    one.link.open()
+    eventually(lambda: one.store.report().redis_available)
+    for _ in range(5):
+        time.sleep(0.1)
+        assert one.store.renew([mine]) == [True]
+    other.store.fail(theirs)
+    assert isinstance(one.store.claim(claim_of(THIRD)), Found), "it still runs here"
+    assert one.store.complete(mine, payload_of(mine, ME), TTL)
+    assert answered_by(one) == ME
+
+
+class Held(MemoryStore):
+    """Like a file that another process holds from some moment on."""
+
+    held = False
+
+    def renew(self, claims: Sequence[Claim], *, owed: bool = False) -> list[bool]:
+        if self.held:
+            raise StoreError("the file is held by another process")
+        return super().renew(claims, owed=owed)
+
+
+def test_a_local_tier_that_is_stuck_ends_no_lease_on_redis(worker: Workers, server: redis.Redis) -> None:
+    one = worker(local_of=Held)
+    mine = claim_of(lease_ms=300)
+    one.store.claim(mine)
+    one.local.held = True  # type: ignore[attr-defined]
+    for _ in range(5):
+        time.sleep(0.1)
+        assert one.store.renew([mine]) == [True]
+    assert isinstance(worker().store.claim(claim_of(OTHER)), Found)
+    cut_off(one)
+    with pytest.raises(StoreError, match="held by another process"):
+        one.store.renew([mine])
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_claim_of_unknown_fate_leaves_what_was_there_before(
+    worker: Workers, server: redis.Redis, attempts: int
+) -> None:
+    """Redis granted it over a failed one and could not say so; this host knows nothing of that one."""
+    one, other = worker(timeout=0.1), worker()
+    if attempts == 2:
+        other.store.claim(claim_of(OTHER))
+        other.store.fail(claim_of(OTHER))
+    one.link.lose_replies_to(b"EVALSHA")
+    with pytest.raises(StoreError):
+        one.store.claim(claim_of(on_outage=OnOutage.REJECT))
+    assert head_in(server) == (P, ME)
+    recovered(one)
+    assert head_in(server) == (None if attempts == 1 else (F, ME))
+    if attempts == 2:
+        assert isinstance(other.store.claim(claim_of(THIRD, fingerprint=DIFFERENT)), Found)
 
 
 @pytest.mark.parametrize("policy", [OnOutage.LOCAL, OnOutage.REJECT])

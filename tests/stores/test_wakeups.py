@@ -219,3 +219,28 @@ def test_one_who_left_before_the_subscription_stood_does_not_make_the_next_deaf(
             time.sleep(0.002)
             with ears.listening(key, 1.0) as ear:
                 assert ear.hears
+
+
+def test_a_subscription_that_was_undone_before_it_stood_does_not_count(
+    store: RedisStore, redis_server: RedisProcess, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who waits for the key next believes to hear, and does not."""
+    monkeypatch.setattr(wakeups, "LEFTOVERS", 1)
+    monkeypatch.setattr(wakeups, "IDLE_SECONDS", 10.0)
+    ears = store._wakeups
+    with ears.listening("warm", 1) as ear:
+        assert ear.hears
+    redis_server.freeze()
+    try:
+        for name in (KEY, "another"):  # the second makes the thread look at what the first has left
+            with ears.listening(name, 0.1):
+                time.sleep(0.1)
+    finally:
+        redis_server.thaw()
+    time.sleep(0.3)
+    with ears.listening(KEY, 1) as ear:
+        assert ear.hears
+        assert listeners(server) == 1
+        server.publish(KEY, "")
+        assert ear.changed.wait(1)
+    ears.close()

@@ -172,3 +172,19 @@ def test_a_worker_that_has_lost_its_key_does_not_begin_another_step(
     assert_problem(guarded(view).post(key="k"), "request-in-progress")
     assert [line[1] for line in effects.lines] == [1]
     assert issubclass(StepLost, Exception)
+
+
+def test_a_refusal_of_a_later_attempt_does_not_free_the_key_of_an_earlier_one(guarded: Callable[..., Server]) -> None:
+    """A step of that one may have been done; another request under the key would get its result."""
+    answers = iter([("broken", 500), ("slow down", 429), ("done", 201)])
+
+    def view() -> Any:
+        answer = next(answers)
+        if answer[1] != 429:
+            current_idempotency.step("charge", lambda: 7)
+        return answer
+
+    server = guarded(view)
+    assert [server.post(key="k", json={"item": "tea"}).status_code for _ in range(2)] == [500, 429]
+    assert server.post(key="k", json={"item": "coffee"}).status_code == 422
+    assert server.post(key="k", json={"item": "tea"}).status_code == 201
