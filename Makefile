@@ -17,7 +17,8 @@ run: $(VENV)/.example
 test: check tools servers test-lowest
 	$(VENV)/bin/python -m pytest || $(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none
 
-# The suite again with the oldest versions that setup.py allows. Browser and packaging are the same there.
+# The suite again with the oldest versions that setup.py allows. Browser and campaigns are the same there.
+LOWEST_TESTS ?= tests --ignore tests/browser --ignore tests/faults
 test-lowest: $(LOWEST)/.test tools servers
 	$(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS) || \
 	$(LOWEST)/bin/python -m pytest -q --last-failed --last-failed-no-failures none $(LOWEST_TESTS)

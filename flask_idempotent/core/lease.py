@@ -71,6 +71,8 @@ class _Pulse:
     def discard(self, claim: Claim) -> None:
         with self._changed:
             self._due.pop(claim.owner, None)
+            if self._stopping and not self._due:  # it was told to stop while this one ran
+                self._changed.notify_all()
             while claim.owner in self._in_flight:
                 self._changed.wait()
 
