@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, TimedOut
@@ -147,8 +148,8 @@ class NoTier:
         """There is nothing to drop."""
 
     def now(self) -> int:
-        """No instant of this tier stands anywhere."""
-        return 0
+        """By the machine's monotonic clock: no instant of this tier stands in a record."""
+        return int(time.monotonic() * 1000)
 
 
 def _lost() -> StoreError:

@@ -110,13 +110,14 @@ class Recovery:
                 return False
             if first and known == servers.encode():
                 self._heed_flush()
-                self._trust_after(int(self._local.recall(_NOTICED) or 0))
+                if noticed := self._local.recall(_NOTICED):
+                    self._trust_after(int(noticed))
                 return False
             log.warning("idempotency: Redis was restarted or replaced; it gets what this host holds")
             self.is_behind = self.lacks_latest = True
-            noticed = self._local.now()
-            self._local.remember(_NOTICED, b"%d" % noticed)
-            self._trust_after(noticed)
+            now = self._local.now()
+            self._local.remember(_NOTICED, b"%d" % now)
+            self._trust_after(now)
             return True
 
     def _trust_after(self, noticed: int) -> None:
@@ -179,10 +180,16 @@ class Recovery:
         :param look: whether it is worth looking: a server that had nothing so far has nothing older either.
         """
         marks = self._shared.marks([key for key, _, _ in records]) if look else [None] * len(records)
-        lacking = [one for one, mark in zip(records, marks, strict=True) if mark != one[1][MARK]]
+        finished, others = [], []
+        for one, mark in zip(records, marks, strict=True):
+            if mark is None and one[1][1:2] == State.DONE.value:
+                finished.append(one)
+            elif mark != one[1][MARK]:
+                others.append(one)
+        self._shared.put_back(finished)
         now = self._local.now()
-        self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in lacking])
-        return len(records) - len(lacking)
+        self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in others])
+        return len(records) - len(finished) - len(others)
 
     def _note_latest(self, servers: bytes) -> None:
         """Whether the worker whose turn it is has come so far that only what is older can be missing."""
