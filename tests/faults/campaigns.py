@@ -13,6 +13,7 @@ from .world import Site
 STORE_TIMEOUT: Final = 0.25
 LEASE: Final = 2.0
 LONG_LEASE: Final = 20.0  # of hosts that must agree: longer than any outage
+EMPTIED: Final = 4.0  # seconds of refusals after a Redis that came back with nothing; for up to 25,000 records
 TTL: Final = 4 * 3600.0
 CLIENT_TIMEOUT: Final = 5.0
 ONE: Final = Site()
@@ -26,6 +27,8 @@ class Campaign:
     :param site: without the settings that all have.
     :param lease: seconds.
     :param gap: seconds between two faults, from and to.
+    :param refusal: seconds after an outage in which routes with ``reject`` may still refuse; the more, the more records
+        Redis has to be given again.
     :param policies: of new keys during an outage, for which the promise holds.
     :param agree: the policies under which hosts agree at all times.
     """
@@ -35,6 +38,7 @@ class Campaign:
     site: Site = ONE
     lease: float = LEASE
     gap: tuple[float, float] = (2.5, 4.5)
+    refusal: float = 2.0
     policies: tuple[str, ...] = ("local", "reject")
     agree: tuple[str, ...] = ("local", "reject")
 
@@ -50,6 +54,7 @@ class Campaign:
             rejects=policy == "reject",
             together=self.site.hosts == 1 or policy in self.agree,
             timeout=CLIENT_TIMEOUT,
+            refusal=self.refusal,
         )
 
 
@@ -59,7 +64,7 @@ CAMPAIGNS: Final = {
     for campaign in (
         Campaign("freeze", (faults.frozen,)),
         Campaign("kill", (faults.killed,)),
-        Campaign("kill-empty", (faults.killed,), Site(redis="volatile")),
+        Campaign("kill-empty", (faults.killed,), Site(redis="volatile"), refusal=EMPTIED),
         Campaign("cut", (faults.refused, faults.swallowed), Site(link=True)),
         Campaign("pauses", (faults.paused,)),
         Campaign("full", (faults.full,)),
@@ -70,7 +75,12 @@ CAMPAIGNS: Final = {
         Campaign("clocks", (faults.clock_moved, faults.clock_moved, faults.frozen), Site(clocks=True)),
         Campaign("two-hosts", (faults.frozen, faults.killed), _TWO, lease=LONG_LEASE, agree=("reject",)),
         Campaign(
-            "two-hosts-empty", (faults.killed,), replace(_TWO, redis="volatile"), lease=LONG_LEASE, agree=("reject",)
+            "two-hosts-empty",
+            (faults.killed,),
+            replace(_TWO, redis="volatile"),
+            lease=LONG_LEASE,
+            refusal=EMPTIED,
+            agree=("reject",),
         ),
     )
 }

@@ -21,6 +21,7 @@ class Rules:
     :param together: whether hosts agree at all times; else a key may run on each during an outage.
     :param settle: within which a worker has told the store what became of a view that ended, or a host has written
         back what it owes after an outage.
+    :param refusal: until which after an outage new keys may still be refused.
     :param slack: beyond a lease, until a key is free again.
     :param timeout: after which the clients call an answer missing.
     """
@@ -29,6 +30,7 @@ class Rules:
     rejects: bool
     together: bool = True
     settle: float = 2.0
+    refusal: float = 2.0
     slack: float = 3.0
     timeout: float = 5.0
 
@@ -116,7 +118,7 @@ class Excuses:
     def refused(self, answer: Answer) -> bool:
         """Whether a request may be refused by 503."""
         full = self._faults.full.touching(answer.sent - self._rules.settle, answer.got)
-        away = self._faults.outages.touching(answer.sent - self._rules.settle, answer.got)
+        away = self._faults.outages.touching(answer.sent - self._rules.refusal, answer.got)
         return bool(full) or (self._rules.rejects and bool(away))
 
     def runs_at(self, run: Run, answer: Answer) -> bool:
