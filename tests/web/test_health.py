@@ -13,7 +13,7 @@ from flask import Flask
 from flask_idempotent import Idempotency, create_blueprint, health, idempotent
 from flask_idempotent.config import Settings
 from flask_idempotent.core.store import Report
-from flask_idempotent.state import AppState
+from flask_idempotent.state import AppState, app_state
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
 
 from ..servers.link import Link
@@ -329,3 +329,17 @@ def test_the_methods_find_their_app(store: StoreUnderTest, bare_app: Callable[..
     other = bare_app("other", **store.config)
     with pytest.raises(RuntimeError, match="not set up on the app 'other'"):
         extension.health(other)
+
+
+def test_a_full_store_is_unhealthy_until_it_takes_a_key_again(bare_app: Callable[..., Flask]) -> None:
+    app = bare_app(IDEMPOTENCY_CACHE_TYPE="SimpleCache", IDEMPOTENCY_CACHE_THRESHOLD=2)
+    idempotency = Idempotency(app)
+    app.post("/")(idempotent(lambda: "done"))
+    client = app.test_client()
+    answers = [client.post("/", headers={"Idempotency-Key": f"k{number}"}).status_code for number in range(3)]
+    assert answers == [200, 200, 503]
+    told = idempotency.health(app)
+    assert (told["status"], "full" in told["message"]) == ("unhealthy", True)
+    app_state(app).store.drop_copies()  # type: ignore[attr-defined]
+    assert client.post("/", headers={"Idempotency-Key": "k3"}).status_code == 200
+    assert idempotency.health(app)["status"] == "healthy"
