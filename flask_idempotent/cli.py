@@ -111,8 +111,8 @@ def show(**asked: Any) -> None:
         missed: list[StoreError] = []
         key, places = _find(app, state, missed=missed, **asked)
         _print(key, places)
-        for error in missed:
-            raise error
+        if missed:
+            raise missed[0]
 
 
 @commands.command("resolve")
@@ -229,8 +229,8 @@ def _find(
     for each in keys:
         if places := list(_places(state.store, each, missed)):
             return each, places
-    for error in missed or ():
-        raise error
+    if missed:
+        raise missed[0]
     raise click.ClickException(_nothing(app, state, keys[0], request is not None))
 
 

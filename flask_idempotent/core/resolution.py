@@ -86,14 +86,14 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
         store.forget(claim)
         raise NotResolvable("the record has changed or expired since it was looked at; look again")
     claim = claim._replace(attempt=head.attempt)
-    if head.state is State.FAILED and (answer is None or payload is None):
+    if answer is not None and payload is not None:
+        settled = store.complete(claim, payload, answer.ttl_ms)
+    elif head.state is State.FAILED:
         store.set(journal_key(key), without_interrupted(journal or b""), terms.ttl_ms)
         settled = store.fail(claim)
-    elif answer is None or payload is None:
+    else:
         store.delete(journal_key(key))  # whoever comes next under the key has done no step of its own
         settled = store.forget(claim)
-    else:
-        settled = store.complete(claim, payload, answer.ttl_ms)
     if not settled:
         raise NotResolvable("another request has taken the key since")
 

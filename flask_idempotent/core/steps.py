@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -87,11 +87,7 @@ def merge_journals(first: bytes, second: bytes) -> bytes:
         known = entries.get(name)
         if known is None or known.result is None:
             entries[name] = entry
-    return b"".join(
-        pack_entry(name, INTENT, entry.arguments)
-        + (b"" if entry.result is None else pack_entry(name, RESULT, entry.result))
-        for name, entry in entries.items()
-    )
+    return _pack(entries)
 
 
 def is_interrupted(journal: bytes) -> bool:
@@ -101,10 +97,14 @@ def is_interrupted(journal: bytes) -> bool:
 
 def without_interrupted(journal: bytes) -> bytes:
     """A journal in which every step that did not end never began."""
+    return _pack({name: entry for name, entry in read_journal(journal).items() if entry.result is not None})
+
+
+def _pack(entries: Mapping[bytes, Entry]) -> bytes:
     return b"".join(
-        pack_entry(name, INTENT, entry.arguments) + pack_entry(name, RESULT, entry.result)
-        for name, entry in read_journal(journal).items()
-        if entry.result is not None
+        pack_entry(name, INTENT, entry.arguments)
+        + (b"" if entry.result is None else pack_entry(name, RESULT, entry.result))
+        for name, entry in entries.items()
     )
 
 

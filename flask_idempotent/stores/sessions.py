@@ -116,8 +116,7 @@ class _Locks:
     """Made by the first who needs them in a process: gevent may have patched the library since the fork."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.turn = threading.Condition(self.lock)
+        self.turn = threading.Condition(threading.Lock())
         self.queue = threading.Lock()
 
 
@@ -148,8 +147,9 @@ class Sessions:
         """
         if self._pid != os.getpid():
             self.begin_anew()  # forked by something that does not tell Python
-        with self._locks().lock:
-            if not self._locks().turn.wait_for(lambda: not self._forks and self._lent < MOST, LENDING_SECONDS):
+        turn = self._locks().turn
+        with turn:
+            if not turn.wait_for(lambda: not self._forks and self._lent < MOST, LENDING_SECONDS):
                 raise StoreError("no connection to the host's records has become free")
             self._lent += 1
             session = self._idle.pop() if self._idle else None
@@ -194,16 +194,18 @@ class Sessions:
 
     def hold(self) -> None:
         """A fork is about to happen: let what is under way end, close everything, lend nothing."""
-        with self._locks().lock:
+        turn = self._locks().turn
+        with turn:
             self._forks += 1
-            self._locks().turn.wait_for(lambda: not self._lent, FORK_SECONDS)
+            turn.wait_for(lambda: not self._lent, FORK_SECONDS)
         self.close()
 
     def resume(self) -> None:
         """The fork is over, in the parent."""
-        with self._locks().lock:
+        turn = self._locks().turn
+        with turn:
             self._forks -= 1
-            self._locks().turn.notify_all()
+            turn.notify_all()
 
     def begin_anew(self) -> None:
         """The fork is over, in the child. What was open nevertheless stays untouched, and its file with it."""
@@ -214,14 +216,15 @@ class Sessions:
         self._all, self._lent, self._forks, self._pid = set(), 0, 0, os.getpid()
 
     def _returned(self, session: Session | None = None) -> None:
-        with self._locks().lock:
+        turn = self._locks().turn
+        with turn:
             self._lent -= 1
             if session is not None:
                 self._idle.append(session)
             if self._forks:
-                self._locks().turn.notify_all()
+                turn.notify_all()
             else:
-                self._locks().turn.notify()
+                turn.notify()
 
 
 _known: WeakSet[Sessions] = WeakSet()  # of the process, as forks are
