@@ -19,7 +19,9 @@ IDLE_SECONDS = 60.0
 class Heartbeat:
     """Renews every registered claim three times per lease, all of a store's in one call.
 
-    The thread starts with the first claim, after any fork, and ends when it wakes up and there is nothing to renew.
+    The thread starts with the first claim, after any fork, and ends when there was nothing to renew for a while. Until
+    then it looks often enough that no new claim has to wake it, unless its lease is shorter than all before: most
+    requests are over long before their first renewal is due.
 
     :param store: where the leases are.
     :param lost: called with a claim that another worker has taken over.
@@ -55,13 +57,18 @@ class _Pulse:
         self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
         self._in_flight: frozenset[bytes] = frozenset()
         self._wakes_at = float("inf")
+        self._shortest = IDLE_SECONDS  # interval that was ever asked for
+        self._came = False  # whether a claim came since the thread last looked
         self._running = False
         self._stopping = False
 
     def add(self, claim: Claim) -> None:
-        now = self._clock()
-        due = now + _interval(claim)
+        now, interval = self._clock(), _interval(claim)
+        due = now + interval
         with self._changed:
+            self._came = True
+            if interval < self._shortest:
+                self._shortest = interval
             if not self._running:
                 self._start()
             self._due[claim.owner] = (due, now + claim.terms.max_runtime_ms / 1000, claim)
@@ -99,6 +106,7 @@ class _Pulse:
     def _next_claims(self) -> list[Claim]:
         """Sleep until leases are due and mark their claims as in flight; empty when the thread is no longer needed."""
         with self._changed:
+            idle = 0.0
             while True:
                 if self._stopping and not self._due:
                     self._stopping = self._running = False
@@ -107,10 +115,13 @@ class _Pulse:
                     self._in_flight = frozenset(claim.owner for claim in claims)
                     return claims
                 now = self._clock()
-                self._wakes_at = min((due for due, _, _ in self._due.values()), default=now + IDLE_SECONDS)
+                rest = min(self._shortest, IDLE_SECONDS)
+                self._wakes_at = min((due for due, _, _ in self._due.values()), default=now + rest)
                 woken = self._changed.wait(max(self._wakes_at - now, 0))
                 self._wakes_at = float("-inf")
-                if not woken and not self._due:
+                used, self._came = woken or self._came or bool(self._due), False
+                idle = 0.0 if used else idle + rest
+                if not used and idle >= IDLE_SECONDS:
                     self._running = False
                     return []
 

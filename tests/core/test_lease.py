@@ -365,6 +365,22 @@ def test_one_thread_serves_many_short_requests(monkeypatch: pytest.MonkeyPatch) 
     assert len(started) == 1
 
 
+def test_requests_that_come_and_go_do_not_wake_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them needs a renewal, and each waking costs a request as much as half of what guards it."""
+    monkeypatch.setattr(lease, "IDLE_SECONDS", 60.0)
+    world = World()
+    world.heartbeat.discard(world.add("first", lease_ms=30_000))
+    world.looked_once()
+    before = world.clock.looks
+    for n in range(50):
+        world.heartbeat.discard(world.add(f"k{n}", lease_ms=30_000))
+        time.sleep(0.001)  # the thread's chance to look
+    try:
+        assert world.clock.looks - before == 50, "one for each claim, none of the thread's"
+    finally:
+        world.heartbeat.stop()
+
+
 def test_the_thread_stays_while_something_runs_however_long_its_lease(world: World) -> None:
     """An idle minute is one without claims, not one without renewals."""
     world.add("long", lease_ms=3_600_000)
