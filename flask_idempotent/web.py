@@ -207,8 +207,9 @@ def fate(response: Response, save: Callable[[Response], bool | Fate] | str | Non
 
 def stored_headers(response: Response, settings: Settings) -> tuple[tuple[str, str], ...]:
     """The headers that a replay repeats."""
-    dropped = _NOT_STORED | {settings.replay_header.lower()}
-    return tuple((name, value) for name, value in response.headers if name.lower() not in dropped)
+    mark = settings.replay_header.lower()
+    named = [(name.lower(), name, value) for name, value in response.headers]
+    return tuple([(name, value) for lower, name, value in named if lower not in _NOT_STORED and lower != mark])
 
 
 def mark_degraded(response: Response) -> Response:
@@ -224,8 +225,7 @@ def mark_unstored(response: Response) -> None:
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    headers = Headers(stored.headers)
-    headers[settings.replay_header] = "true"
+    headers = Headers([*stored.headers, (settings.replay_header, "true")])
     if stored.body is None:
         headers[OMITTED_HEADER] = "omitted"
     told = headers.to_wsgi_list()

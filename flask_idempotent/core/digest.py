@@ -11,8 +11,7 @@ def combine(purpose: str, *parts: bytes) -> bytes:
     :param purpose: what the digest is for, with a version; two purposes never share a digest.
     :return: 32 bytes.
     """
-    digest = hashlib.sha256(b"%d:%s" % (len(purpose), purpose.encode()))
-    for part in parts:
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
-    return digest.digest()
+    counted: list[bytes] = []
+    for part in (purpose.encode(), *parts):
+        counted += (b"%d:" % len(part), part)
+    return hashlib.sha256(b"".join(counted)).digest()

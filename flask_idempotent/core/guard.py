@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class Guard:
         self,
         store: Store,
         observe: Callable[[Occurrence], None],
-        token: Callable[[], bytes] = lambda: secrets.token_bytes(OWNER_SIZE),
+        token: Callable[[], bytes] = lambda: os.urandom(OWNER_SIZE),
     ) -> None:
         self.store = store
         self._observe = observe

@@ -53,7 +53,8 @@ class _Pulse:
         self._store = store
         self._lost = lost
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # entering the lock itself is cheaper than this
         self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
         self._in_flight: frozenset[bytes] = frozenset()
         self._wakes_at = float("inf")
@@ -65,7 +66,7 @@ class _Pulse:
     def add(self, claim: Claim) -> None:
         now, interval = self._clock(), _interval(claim)
         due = now + interval
-        with self._changed:
+        with self._lock:
             self._came = True
             if interval < self._shortest:
                 self._shortest = interval
@@ -76,7 +77,7 @@ class _Pulse:
                 self._changed.notify_all()
 
     def discard(self, claim: Claim) -> None:
-        with self._changed:
+        with self._lock:
             self._due.pop(claim.owner, None)
             if self._stopping and not self._due:  # it was told to stop while this one ran
                 self._changed.notify_all()

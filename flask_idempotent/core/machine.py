@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from .record import MAX_ATTEMPT, Head, NewerRecord, State, StoredResponse, UnreadableRecord, read_head, read_response
+from .record import (
+    DEADLINE_SIZE,
+    HEAD_SIZE,
+    MAX_ATTEMPT,
+    Head,
+    NewerRecord,
+    State,
+    StoredResponse,
+    UnreadableRecord,
+    read_head,
+    read_response,
+)
 from .store import Claim, Found
 
 
@@ -161,18 +172,38 @@ def transition(
     ttl = claim.terms.ttl_ms if ttl_ms is None else ttl_ms
     lease_end, retained = now + claim.terms.lease_ms, now + ttl
     if effect is Effect.PENDING:
-        attempt = claim.attempt
-        if event is Event.CLAIM and record is not None:
-            attempt, record = min(read_head(record).attempt + 1, MAX_ATTEMPT), None
+        if record is None:
+            return begun(claim, now)
+        attempt, kept_until = claim.attempt, expires
+        if event is Event.CLAIM:
+            attempt, kept_until = min(read_head(record).attempt + 1, MAX_ATTEMPT), retained
         head = Head(State.PENDING, attempt, claim.owner, claim.fingerprint, lease_end)
-        return Change(effect, head.pack(), max(lease_end, retained if record is None else expires))
+        return Change(effect, head.pack(), max(lease_end, kept_until))
     if effect is Effect.FAILED:
         head = Head(State.FAILED, claim.attempt, claim.owner, claim.fingerprint, now)
         return Change(effect, head.pack(), retained if record is None else expires)
     if effect is Effect.DONE:
-        head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, retained)
-        return Change(effect, head.pack() + payload, retained)
+        return ended(claim, payload, now, ttl)
     return Change(effect, record or b"")
+
+
+def begun(claim: Claim, now: int) -> Change:
+    """What a claim makes of a key under which nothing stands: the commonest of all transitions."""
+    lease_end = now + claim.terms.lease_ms
+    head = Head(State.PENDING, claim.attempt, claim.owner, claim.fingerprint, lease_end)
+    return Change(Effect.PENDING, head.pack(), max(lease_end, now + claim.terms.ttl_ms))
+
+
+def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> Change:
+    """What COMPLETE makes of a claim's own pending record: the next commonest."""
+    head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, now + ttl_ms)
+    return Change(Effect.DONE, head.pack() + payload, now + ttl_ms)
+
+
+def undated_head(state: State, claim: Claim) -> bytes:
+    """What a claim's record in some state begins with, whenever it ends: a head without its deadline."""
+    head = Head(state, claim.attempt, claim.owner, claim.fingerprint, 0)
+    return head.pack()[: HEAD_SIZE - DEADLINE_SIZE]
 
 
 def judge(found: Found, claim: Claim) -> Verdict:

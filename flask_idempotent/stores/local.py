@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar, Final
 
-from ..core.machine import Change, Effect, Event, transition
-from ..core.record import ATTEMPT, OWNER_SIZE, is_running
+from ..core.machine import Change, Effect, Event, begun, ended, transition, undated_head
+from ..core.record import ATTEMPT, OWNER_SIZE, State, is_running
 from ..core.steps import journal_key
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from .table import Rows, Table
@@ -42,6 +42,8 @@ class LocalStore:
 
         :raises StoreFull: there is no room for a new key.
         """
+        if not owed and (answer := self._table.at_once(partial(self._claim_at_once, claim))) is not None:
+            return answer
         now, change = self._table.run(lambda rows: self._apply(rows, Event.CLAIM, claim, owed), writes=False)
         if change.effect is Effect.REFUSED:
             return Found(change.record, now)
@@ -58,6 +60,9 @@ class LocalStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
+        if not owed and self._table.at_once(partial(self._complete_at_once, claim, payload, ttl_ms)):
+            self._wake(claim.key)
+            return True
         return self._end(Event.COMPLETE, claim, owed, payload, ttl_ms)
 
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
@@ -243,6 +248,21 @@ class LocalStore:
     def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
         self._table.may_drop = may_drop
+
+    def _claim_at_once(self, claim: Claim, rows: Rows) -> Claimed | Found | None:
+        """A claim for a new key, or for a finished one; None for all others."""
+        now = self._clock()
+        record, _ = rows.find(claim.key, now)
+        if record is not None:
+            return Found(record, now) if record[1:2] == State.DONE.value else None
+        change = begun(claim, now)
+        return Claimed(claim.attempt) if rows.put_new(claim.key, change.record, change.expires, now) else None
+
+    def _complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int, rows: Rows) -> bool:
+        """The outcome of a request that has its key, as nearly all have."""
+        now = self._clock()
+        change = ended(claim, payload, now, ttl_ms)
+        return rows.replace(claim.key, undated_head(State.PENDING, claim), change.record, change.expires, now)
 
     def _end(self, event: Event, claim: Claim, owed: bool, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
         _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms), settles=True)

@@ -109,6 +109,10 @@ class RecordCache(SimpleCache):
     def __len__(self) -> int:
         return len(self._cache)
 
+    def __contains__(self, key: str) -> bool:
+        """Whether anything stands under a key, live or not; hold the lock."""
+        return key in self._cache
+
     def _make_room(self, size: int, now: int) -> None:
         """Let a new record of ``size`` bytes fit in."""
         if self._expiries.due(now):
@@ -158,6 +162,11 @@ class MemoryTable:
         with self._backend.lock:
             return work(self)
 
+    def at_once(self, work: Callable[[Rows], Answer]) -> Answer | None:
+        """See :class:`~flask_idempotent.stores.table.Table`."""
+        with self._backend.lock:
+            return work(self)
+
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`. There is nothing to give back."""
 
@@ -169,6 +178,21 @@ class MemoryTable:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
         self._ledger.sweep(now)
         self._backend.put(key, record, expires, now)
+
+    def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        if key in self._backend:
+            return False
+        self.put(key, record, expires, now)
+        return True
+
+    def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        old, _ = self._backend.find(key, now)
+        if old is None or not old.startswith(start):
+            return False
+        self._backend.put(key, record, expires, now)
+        return True
 
     def remove(self, key: str) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import partial
 from typing import Any, Final, TypeVar, cast
 
-from ..core.machine import Standing, standing
-from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, Head, State, is_running, read_head
+from ..core.machine import undated_head
+from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, VERSION, State, is_running, read_head
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
@@ -25,6 +24,7 @@ from .wire import More, Reply, ServerError, pack
 PORTION_BYTES: Final = 1 << 20  # of records in one pipeline
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 PING: Final = pack("PING")
+_CLAIM: Final = bytes((VERSION,)) + State.PENDING.value  # what the record of a claim begins with
 
 
 Value = TypeVar("Value")
@@ -75,14 +75,14 @@ class RedisStore:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
         args = (claim.owner, claim.fingerprint, terms.lease_ms, terms.ttl_ms, int(terms.resume))
-        answer, lacking = self._run_durably(scripts.CLAIM, claim.key, *args, wrote=partial(_stands, claim))
-        now, record = _timed(answer)
-        if record is None:
-            raise StoreError("Redis answered nothing to a claim")
+        answer, lacking = self._run_durably(scripts.CLAIM, claim.key, args, lambda answer: _is_own(answer, claim))
         self.condition.log_once()
-        if standing(record, claim, now) is not Standing.OWN:
+        if not _is_own(answer, claim):
+            now, record = _timed(answer)
+            if record is None:
+                raise StoreError("Redis answered nothing to a claim")
             return Found(record, now)
-        attempt = int.from_bytes(record[ATTEMPT], "big")
+        attempt = int.from_bytes(answer[DEADLINE_SIZE:][ATTEMPT], "big")
         if lacking:
             self.take_back(claim._replace(attempt=attempt))
             raise lacking
@@ -91,7 +91,7 @@ class RedisStore:
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """See :class:`~flask_idempotent.core.store.Store`. One pipeline for all of a server's."""
         calls = [
-            (claim.key, (claim.owner, _head(State.PENDING, claim), claim.terms.lease_ms, claim.terms.ttl_ms))
+            (claim.key, (claim.owner, undated_head(State.PENDING, claim), claim.terms.lease_ms, claim.terms.ttl_ms))
             for claim in claims
         ]
         answers = self._run_all(scripts.RENEW, calls)
@@ -102,7 +102,7 @@ class RedisStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
-        args = (claim.key, claim.owner, _head(State.DONE, claim), payload, ttl_ms)
+        args = (claim.key, claim.owner, undated_head(State.DONE, claim), payload, ttl_ms)
         try:
             return self._end(scripts.COMPLETE, *args)
         except StoreFull:
@@ -116,7 +116,7 @@ class RedisStore:
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._end(scripts.FAIL, claim.key, claim.owner, _head(State.FAILED, claim), claim.terms.ttl_ms)
+        return self._end(scripts.FAIL, claim.key, claim.owner, undated_head(State.FAILED, claim), claim.terms.ttl_ms)
 
     def forget(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -137,13 +137,13 @@ class RedisStore:
     def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
-        args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, name, intent)
+        args = (claim.owner, undated_head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, name, intent)
         return cast(bytes | None, self._run(scripts.STEP, claim.key, *args))
 
     def end_step(self, claim: Claim, result: bytes) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
-        args = (claim.owner, _head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, result)
+        args = (claim.owner, undated_head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, result)
         return self._end(scripts.STEP_DONE, claim.key, *args)
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
@@ -258,7 +258,7 @@ class RedisStore:
         self.nodes.close()
 
     def _end(self, script: Script, key: str, *args: bytes | int) -> bool:
-        ended, lacking = self._run_durably(script, key, *args, wrote=bool)
+        ended, lacking = self._run_durably(script, key, args, bool)
         if lacking:
             raise lacking
         return bool(ended)
@@ -275,29 +275,33 @@ class RedisStore:
         return answer
 
     def _run_durably(
-        self, script: Script, key: str, *args: bytes | int, wrote: Callable[[Reply], bool]
+        self, script: Script, key: str, args: Sequence[bytes | int], wrote: Callable[[Reply], bool]
     ) -> tuple[Reply, StoreError | None]:
         """The script's answer, and an error where it wrote what too few replicas have.
 
         WAIT goes over the connection that wrote, for it tells of no other; and only after a write: nobody should wait
         for a replica who merely reads.
         """
+        if not self._durably:
+            return self._send(script, key, args)[0], None
 
         def more(replies: list[Reply]) -> bytes:
             return b"" if isinstance(replies[0], ServerError) or not wrote(replies[0]) else self._durably
 
-        answer, *replicas = self._send(script, key, args, more if self._durably else None)
+        answer, *replicas = self._send(script, key, args, more)
         return answer, self._lacking(key, replicas[0]) if replicas else None
 
     def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: More | None = None) -> list[Reply]:
-        with translated:
+        try:
             replies = self.nodes.exchange(key, script.call(key, *args), 1, more=more)
             if _is_unknown(replies[0]):
                 replies = self.nodes.exchange(key, script.whole(key, *args), 1, more=more)
             for reply in replies:
                 if isinstance(reply, ServerError):
                     raise reply
-            return replies
+        except ERRORS as error:
+            raise store_error(error) from error
+        return replies
 
     def _run_all(self, script: Script, calls: Sequence[tuple[str, Sequence[bytes | int]]]) -> list[Reply]:
         """Run a script for each key; an error is returned in its place."""
@@ -335,20 +339,14 @@ def _timed(answer: Any) -> tuple[int, bytes | None]:
     return (0, None) if answer is None else (int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:])
 
 
-def _stands(claim: Claim, answer: Any) -> bool:
-    """Whether a claim's answer says that the key is the claim's own."""
-    _, record = _timed(answer)
-    return record is not None and record[OWNER] == claim.owner
+def _is_own(answer: Any, claim: Claim) -> bool:
+    """Whether a claim's answer, as in :func:`_timed`, says that the key is the claim's own."""
+    record = b"" if answer is None else answer[DEADLINE_SIZE:]
+    return len(record) == HEAD_SIZE and record[:2] == _CLAIM and record[OWNER] == claim.owner
 
 
 def _is_unknown(reply: Reply) -> bool:
     return isinstance(reply, ServerError) and reply.code == "NOSCRIPT"
-
-
-def _head(state: State, claim: Claim) -> bytes:
-    """A head without its deadline, which the script adds by the server's clock."""
-    head = Head(state, claim.attempt, claim.owner, claim.fingerprint, 0)
-    return head.pack()[: HEAD_SIZE - DEADLINE_SIZE]
 
 
 def _portions(values: Sequence[Value], size: Callable[[Value], int]) -> Iterator[list[Value]]:

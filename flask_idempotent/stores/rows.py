@@ -32,6 +32,10 @@ _PUT = (
     "INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
     " SET expires = excluded.expires, settled = excluded.settled, record = excluded.record"
 )
+_PUT_NEW = "INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
+_REPLACE = (
+    "UPDATE records SET expires = ?, settled = ?, record = ? WHERE key = ? AND expires > ? AND substr(record, 1, ?) = ?"
+)
 _REMOVE = "DELETE FROM records WHERE key = ?"
 _PAGE = "SELECT rowid, key, record, expires FROM records WHERE rowid < ? ORDER BY rowid DESC LIMIT ?"
 _COUNT = (
@@ -77,12 +81,22 @@ class SqlRows:
         """See :class:`~flask_idempotent.stores.table.Rows`. Removes some of what has expired in passing."""
         if self.no_new_keys and self.find(key, now)[0] is None:
             raise NewKeyRefused(self.no_new_keys)
-        settled = record[1:2] != State.PENDING.value
-        self._execute(_PUT, (key, expires, settled, record))
+        self._execute(_PUT, (key, expires, _is_settled(record), record))
         if now >= self._sweep_at:
             more = self._sweep(now, SWEPT) == SWEPT
             self._sweep_debts(now)
             self._sweep_at = now if more else now + SWEEP_MS
+
+    def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        if self.no_new_keys or now >= self._sweep_at:
+            return False
+        return self._execute(_PUT_NEW, (key, expires, _is_settled(record), record)).rowcount > 0
+
+    def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
+        """See :class:`~flask_idempotent.stores.table.Rows`."""
+        values = (expires, _is_settled(record), record)
+        return self._execute(_REPLACE, (*values, key, now, len(start), start)).rowcount > 0
 
     def remove(self, key: str) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
@@ -164,3 +178,8 @@ class SqlRows:
     def _number(self, question: str, args: Any) -> int:
         number: int = self._execute(question, args).fetchone()[0]
         return number
+
+
+def _is_settled(record: bytes) -> bool:
+    """Whether a row is anything but a claim."""
+    return record[1:2] != State.PENDING.value

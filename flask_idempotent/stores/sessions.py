@@ -60,9 +60,7 @@ class Session:
         :raises Replaced: and nothing was changed.
         :raises sqlite3.Error: likewise.
         """
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check(now)
+        self._see_to_it()
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
@@ -74,6 +72,15 @@ class Session:
             raise
         return answer
 
+    def step(self, work: Callable[[SqlRows], Answer]) -> Answer:
+        """Do some work of which each statement is a transaction of its own.
+
+        :raises Replaced: and nothing was changed.
+        :raises sqlite3.Error: the statement that failed has changed nothing.
+        """
+        self._see_to_it()
+        return work(self.rows)
+
     def use_reserve(self, yes: bool) -> None:
         """Whether this connection may use the part of the file that new keys leave to the requests that run."""
         pages = max(self._limit_bytes // PAGE_BYTES, FEWEST_PAGES)
@@ -82,6 +89,12 @@ class Session:
     def close(self) -> None:
         """Close the connection; never in a process that has only inherited it."""
         self._connection.close()
+
+    def _see_to_it(self) -> None:
+        """Check the file, if that is due."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check(now)
 
     def _check(self, now: float) -> None:
         """Is this still the file that all others see? Now and then also: are all parts of it there?"""
@@ -134,7 +147,8 @@ class Sessions:
         self._locks = PerProcess(_Locks)
         self._idle: list[Session] = []
         self._all: set[Session] = set()
-        self._lent = 0
+        self._opening = 0
+        self._waiting = 0
         self._forks = 0  # under way
         self._pid = os.getpid()
         _known.add(self)
@@ -147,24 +161,19 @@ class Sessions:
         """
         if self._pid != os.getpid():
             self.begin_anew()  # forked by something that does not tell Python
-        turn = self._locks().turn
-        with turn:
-            if not turn.wait_for(lambda: not self._forks and self._lent < MOST, LENDING_SECONDS):
-                raise StoreError("no connection to the host's records has become free")
-            self._lent += 1
-            session = self._idle.pop() if self._idle else None
-        if session is None:
-            try:
-                session = self._open()
-            except BaseException:
-                self._returned()
-                raise
-            self._all.add(session)
+        try:
+            session = self._idle.pop()  # which is atomic, as append is
+        except IndexError:
+            return self._wait_for_one()
+        if self._forks:
+            self.give_back(session)
+            return self._wait_for_one()
         return session
 
     def give_back(self, session: Session) -> None:
         """The session can be used by others."""
-        self._returned(session)
+        self._idle.append(session)
+        self._tell()
 
     def drop(self, session: Session) -> None:
         """The session is of no use any more."""
@@ -172,7 +181,7 @@ class Sessions:
             session.close()
         finally:
             self._all.discard(session)
-            self._returned()
+            self._tell()
 
     @contextmanager
     def in_turn(self, seconds: float) -> Iterator[None]:
@@ -197,7 +206,7 @@ class Sessions:
         turn = self._locks().turn
         with turn:
             self._forks += 1
-            turn.wait_for(lambda: not self._lent, FORK_SECONDS)
+            turn.wait_for(lambda: not self._opening and len(self._idle) == len(self._all), FORK_SECONDS)
         self.close()
 
     def resume(self) -> None:
@@ -213,18 +222,48 @@ class Sessions:
         for session in self._all:
             _left.append(session)
             inherited.update(session.identities.values())
-        self._all, self._lent, self._forks, self._pid = set(), 0, 0, os.getpid()
+        self._all, self._opening, self._waiting, self._forks, self._pid = set(), 0, 0, 0, os.getpid()
 
-    def _returned(self, session: Session | None = None) -> None:
-        turn = self._locks().turn
+    def _wait_for_one(self) -> Session:
+        turn, found = self._locks().turn, list[Session]()
         with turn:
-            self._lent -= 1
-            if session is not None:
-                self._idle.append(session)
-            if self._forks:
+            self._waiting += 1
+            try:
+                if not turn.wait_for(lambda: self._find(found), LENDING_SECONDS):
+                    raise StoreError("no connection to the host's records has become free")
+            finally:
+                self._waiting -= 1
+        return found[0] if found else self._open_one()
+
+    def _find(self, found: list[Session]) -> bool:
+        """Whether the caller, who has the lock, has found one or may open one."""
+        if self._forks:
+            return False
+        with suppress(IndexError):  # others do not ask for the lock
+            found.append(self._idle.pop())
+            return True
+        if len(self._all) + self._opening < MOST:
+            self._opening += 1
+            return True
+        return False
+
+    def _open_one(self) -> Session:
+        turn = self._locks().turn
+        try:
+            session = self._open()
+            self._all.add(session)
+            return session
+        finally:
+            with turn:
+                self._opening -= 1
                 turn.notify_all()
-            else:
-                turn.notify()
+
+    def _tell(self) -> None:
+        """One who waits for a session, or for all of them, may go on."""
+        if self._waiting or self._forks:
+            turn = self._locks().turn
+            with turn:
+                turn.notify_all()
 
 
 _known: WeakSet[Sessions] = WeakSet()  # of the process, as forks are

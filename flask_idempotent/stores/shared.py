@@ -94,7 +94,7 @@ class SharedTable:
             what it holds.
         """
         try:
-            return self._once(work, writes)
+            return self._once(lambda session: session.transact(work, writes))
         except NewKeyRefused:
             raise
         except Replaced as replaced:
@@ -102,6 +102,16 @@ class SharedTable:
         except (_Busy, StoreFull):
             pass
         return self._again(work, settles)
+
+    def at_once(self, work: Callable[[Rows], Answer]) -> Answer | None:
+        """See :class:`~flask_idempotent.stores.table.Table`.
+
+        :raises StoreError: the file cannot be used.
+        """
+        try:
+            return self._once(lambda session: session.step(work))
+        except (Replaced, _Busy, StoreFull):
+            return None
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`."""
@@ -121,22 +131,26 @@ class SharedTable:
 
     def _patiently(self, work: Callable[[SqlRows], Answer], settles: bool = False, *, reserve: bool = False) -> Answer:
         """Do some work with the write lock, as soon as others let us have it."""
+
+        def do(session: Session) -> Answer:
+            return self._in_reserve(session, work) if reserve else session.transact(work, True)
+
         patience = _Patience(self._file, settles)
         with self._sessions.in_turn(TURN_SECONDS):
             while True:
                 try:
-                    return self._once(work, True, reserve)
+                    return self._once(do)
                 except _Busy as busy:
                     patience.wait(busy)
                 except Replaced as replaced:
                     self._begin_anew(replaced)
                     patience.wait(replaced)
 
-    def _once(self, work: Callable[[SqlRows], Answer], writes: bool, reserve: bool = False) -> Answer:
+    def _once(self, do: Callable[[Session], Answer]) -> Answer:
         session, fit = None, False
         try:
             session = self._sessions.lend()
-            answer = self._in_reserve(session, work) if reserve else session.transact(work, writes)
+            answer = do(session)
             fit = True
             return answer
         except StoreError:

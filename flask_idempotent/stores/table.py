@@ -22,6 +22,17 @@ class Rows(Protocol):
     def put(self, key: str, record: bytes, expires: int, now: int) -> None:
         """Write a record. :raises StoreFull: the key is new and there is no room for it."""
 
+    def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
+        """Write a record where nothing stands, live or not, in one step. False where that cannot be done so.
+
+        :raises StoreFull: there is no room for it.
+        """
+
+    def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
+        """Write a record in place of a live one that begins with ``start``, in one step. False where there is none, or
+        that cannot be done so.
+        """
+
     def remove(self, key: str) -> None:
         """Take a record out, live or not."""
 
@@ -75,6 +86,13 @@ class Table(Protocol):
         :param writes: False where it may well find that there is nothing to write.
         :param settles: whether it says what became of something that has happened. That is worth a longer wait: where
             it is not written, a finished request may run again.
+        """
+
+    def at_once(self, work: Callable[[Rows], Answer]) -> Answer | None:
+        """Do some work outside of a transaction, so that each step of it stands by itself. It costs half as much.
+
+        :param work: of one step or two.
+        :return: None where it could not be done now, and was not.
         """
 
     def close(self) -> None:

@@ -91,9 +91,10 @@ class TieredStore:
 
         :raises StoreError: Redis is away and the route does not go on with the local tier alone.
         """
-        breaker = self._breaker
+        view = self._view()
+        breaker = view.breaker
         breaker.watch()
-        missed = self._meet()
+        missed = None if view.recovery.is_acquainted else self._meet()
         away = breaker.is_open or (missed is not None and missed.outage)
         alone = away and claim.terms.on_outage is OnOutage.LOCAL
         mine = self._local.claim(claim, owed=alone)

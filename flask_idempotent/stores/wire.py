@@ -42,11 +42,11 @@ def pack(*args: bytes | str | int, begun: bytes = b"", number: int = 0) -> bytes
 
     :param begun: its first ``number`` parts, packed before.
     """
-    parts = [b"*%d\r\n%b" % (number + len(args), begun)]
+    parts: list[Any] = [number + len(args), begun]
     for arg in args:
         raw = arg if isinstance(arg, bytes) else str(arg).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-    return b"".join(parts)
+        parts += (len(raw), raw)
+    return (b"*%d\r\n%b" + b"$%d\r\n%b\r\n" * len(args)) % (*parts,)
 
 
 class Wire:
@@ -74,8 +74,9 @@ class Wire:
 
     def _exchange(self, commands: bytes, count: int) -> list[Reply]:
         self._socket.sendall(commands)
+        self._receive()
         try:
-            replies = [self._reply() for _ in range(count)]
+            replies = [self._reply()] if count == 1 else [self._reply() for _ in range(count)]
         except ValueError as error:  # a length that is no number
             raise Broken("no reply of the Redis protocol") from error
         if self._at != len(self._buffer):
