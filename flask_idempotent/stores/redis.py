@@ -24,6 +24,7 @@ from .wire import More, Reply, ServerError, pack
 PORTION_BYTES: Final = 1 << 20  # of records in one pipeline
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 PING: Final = pack("PING")
+_NEW: Final = 1  # the answer to a claim for a key under which nothing stood
 _CLAIM: Final = bytes((VERSION,)) + State.PENDING.value  # what the record of a claim begins with
 
 
@@ -74,15 +75,13 @@ class RedisStore:
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
-        args = (claim.owner, claim.fingerprint, terms.lease_ms, terms.ttl_ms, int(terms.resume))
+        kept_ms = max(terms.lease_ms, terms.ttl_ms)
+        args = (claim.owner, claim.fingerprint, terms.lease_ms, kept_ms, int(terms.resume))
         answer, lacking = self._run_durably(scripts.CLAIM, claim.key, args, lambda answer: _is_own(answer, claim))
         self.condition.log_once()
         if not _is_own(answer, claim):
-            now, record = _timed(answer)
-            if record is None:
-                raise StoreError("Redis answered nothing to a claim")
-            return Found(record, now)
-        attempt = int.from_bytes(answer[DEADLINE_SIZE:][ATTEMPT], "big")
+            return Found(answer[DEADLINE_SIZE:], int(answer[:DEADLINE_SIZE]))
+        attempt = 1 if answer == _NEW else int.from_bytes(answer[DEADLINE_SIZE:][ATTEMPT], "big")
         if lacking:
             self.take_back(claim._replace(attempt=attempt))
             raise lacking
@@ -340,9 +339,12 @@ def _timed(answer: Any) -> tuple[int, bytes | None]:
 
 
 def _is_own(answer: Any, claim: Claim) -> bool:
-    """Whether a claim's answer, as in :func:`_timed`, says that the key is the claim's own."""
-    record = b"" if answer is None else answer[DEADLINE_SIZE:]
-    return len(record) == HEAD_SIZE and record[:2] == _CLAIM and record[OWNER] == claim.owner
+    """Whether a claim's answer says that the key is the claim's own."""
+    if answer == _NEW:
+        return True
+    record = answer[DEADLINE_SIZE:]
+    is_claim = len(record) == HEAD_SIZE and record[:2] == _CLAIM and any(record[ATTEMPT])
+    return is_claim and record[OWNER] == claim.owner
 
 
 def _is_unknown(reply: Reply) -> bool:

@@ -1,7 +1,8 @@
 """The Lua scripts of the Redis store: the table of :mod:`flask_idempotent.core.machine`, one event each.
 
-Every script touches one key and reads the server's clock. The prelude gives ``record`` (false when absent), and its
-``state`` (``?`` when it is no record of this version), ``owner``, ``fingerprint`` and ``lapsed``.
+Every script touches one key and reads the server's clock. The prelude gives ``now``, ``record`` (false when absent) and
+its ``state`` (``?`` when it is no record of this version), ``owner``, ``fingerprint`` and ``lapsed``. What nearly every
+request needs, a claim for a new key and the outcome of a request that has its key, does not take a record apart.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MARK, MAX_ATTEMPT, VERSION
 from ..core.steps import journal_key
 from .wire import pack
 
-_PRELUDE: Final = f"""
+_UNDATED: Final = HEAD_SIZE - DEADLINE_SIZE  # bytes of a head before its deadline
+
+_LOOK: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function at(ms) return string.format('%013.0f', ms) end
 local record = redis.call('GET', KEYS[1])
+"""
+
+_READ: Final = f"""
 local state, attempt, owner, fingerprint, lapsed
 if record then
   state, owner, fingerprint = record:sub(2, 2), record:sub(5, 20), record:sub(21, 52)
@@ -32,18 +38,21 @@ if record then
 end
 """
 
+_PRELUDE: Final = _LOOK + _READ
+
 _CLAIM: Final = f"""
-local mine, request, lease, ttl, resume = unpack(ARGV)
-local again = 0
-if record then
-  local open = fingerprint == request and (state == 'F' or (lapsed and resume == '1'))
-  if owner == mine or not open or state == '?' then return at(now) .. record end
-  again = attempt
+{_LOOK}
+local mine, request, lease, kept, resume = unpack(ARGV)
+if not record then
+  redis.call('SET', KEYS[1], '\\{VERSION}P\\0\\1' .. mine .. request .. at(now + lease), 'PX', kept)
+  return 1
 end
-again = math.min(again + 1, {MAX_ATTEMPT})
-record = string.char({VERSION}) .. 'P' .. string.char(math.floor(again / 256), again % 256)
-  .. mine .. request .. at(now + lease)
-redis.call('SET', KEYS[1], record, 'PX', math.max(tonumber(lease), tonumber(ttl)))
+{_READ}
+local open = fingerprint == request and (state == 'F' or (lapsed and resume == '1'))
+if owner == mine or not open or state == '?' then return at(now) .. record end
+local again = math.min(attempt + 1, {MAX_ATTEMPT})
+record = '\\{VERSION}P' .. string.char(math.floor(again / 256), again % 256) .. mine .. request .. at(now + lease)
+redis.call('SET', KEYS[1], record, 'PX', kept)
 return at(now) .. record
 """
 
@@ -54,19 +63,31 @@ if not record then
 elseif owner ~= mine then
   return 0
 elseif state == 'P' then
-  redis.call('SETRANGE', KEYS[1], {HEAD_SIZE - DEADLINE_SIZE}, at(now + lease))
+  redis.call('SETRANGE', KEYS[1], {_UNDATED}, at(now + lease))
   if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
 end
 return 1
+"""
+
+# Whether the record is the claim that a head belongs to: the same but for the state.
+_RUNS: Final = f"""
+  #record == {HEAD_SIZE} and record:sub(1, {_UNDATED}) == '\\{VERSION}P' .. head:sub(3)
+  and record:find('^%d+$', {_UNDATED + 1})
 """
 
 # Those who wait listen on the channel of the record's key. A user without rights to it must not undo the write: pcall.
 _WAKE: Final = "redis.pcall('PUBLISH', KEYS[1], '')"
 
 _COMPLETE: Final = f"""
+{_LOOK}
 local mine, head, payload, ttl = unpack(ARGV)
-if record and (owner ~= mine or state == 'F') then return 0 end
-if state ~= 'D' then redis.call('SET', KEYS[1], head .. at(now + ttl) .. payload, 'PX', ttl) end
+local done = false
+if record and not ({_RUNS}) then
+  {_READ}
+  if owner ~= mine or state == 'F' then return 0 end
+  done = state == 'D'
+end
+if not done then redis.call('SET', KEYS[1], head .. at(now + ttl) .. payload, 'PX', ttl) end
 {_WAKE}
 return 1
 """
@@ -96,7 +117,7 @@ _WITHDRAW: Final = f"""
 if not record then return 1 end
 if owner ~= ARGV[1] or state ~= 'P' then return 0 end
 if attempt > 1 then
-  local rest = record:sub(3, {HEAD_SIZE - DEADLINE_SIZE})
+  local rest = record:sub(3, {_UNDATED})
   redis.call('SET', KEYS[1], record:sub(1, 1) .. 'F' .. rest .. at(now), 'KEEPTTL')
 else
   redis.call('DEL', KEYS[1])
@@ -136,7 +157,7 @@ if record and (owner ~= mine or state ~= 'P') then return false end
 if not record then
   redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
 else
-  redis.call('SETRANGE', KEYS[1], {HEAD_SIZE - DEADLINE_SIZE}, at(now + lease))
+  redis.call('SETRANGE', KEYS[1], {_UNDATED}, at(now + lease))
   if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
 end
 local journal = redis.call('GET', KEYS[2]) or ''
@@ -190,9 +211,9 @@ class Script:
         return pack("EVAL", self.text, *keys, *args)
 
 
-CLAIM: Final = Script(_CLAIM)
+CLAIM: Final = Script(_CLAIM, prelude="")
 RENEW: Final = Script(_RENEW)
-COMPLETE: Final = Script(_COMPLETE)
+COMPLETE: Final = Script(_COMPLETE, prelude="")
 FAIL: Final = Script(_FAIL)
 FORGET: Final = Script(_FORGET)
 WITHDRAW: Final = Script(_WITHDRAW)
