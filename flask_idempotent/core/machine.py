@@ -12,9 +12,8 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from .record import (
-    DEADLINE_SIZE,
-    HEAD_SIZE,
     MAX_ATTEMPT,
+    UNDATED_SIZE,
     Head,
     NewerRecord,
     State,
@@ -203,7 +202,7 @@ def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> Change:
 def undated_head(state: State, claim: Claim) -> bytes:
     """What a claim's record in some state begins with, whenever it ends: a head without its deadline."""
     head = Head(state, claim.attempt, claim.owner, claim.fingerprint, 0)
-    return head.pack()[: HEAD_SIZE - DEADLINE_SIZE]
+    return head.pack()[:UNDATED_SIZE]
 
 
 def judge(found: Found, claim: Claim) -> Verdict:

@@ -25,6 +25,7 @@ HEAD_SIZE: Final = 65
 OWNER_SIZE: Final = 16
 FINGERPRINT_SIZE: Final = 32
 DEADLINE_SIZE: Final = 13
+UNDATED_SIZE: Final = HEAD_SIZE - DEADLINE_SIZE  # of a head before its deadline
 ATTEMPT: Final = slice(2, 4)  # where the number of the attempt stands
 MARK: Final = slice(1, 20)  # state, attempt and owner: what tells two states of a record apart
 OWNER: Final = slice(4, 20)  # where the owner's token stands
@@ -136,7 +137,7 @@ def is_running(record: bytes, now: int) -> bool:
 
 def checksum(record_head: bytes, body: bytes) -> int:
     """CRC-32 over a head without its deadline, and what follows the checksum."""
-    return zlib.crc32(body, zlib.crc32(record_head[: HEAD_SIZE - DEADLINE_SIZE]))
+    return zlib.crc32(body, zlib.crc32(record_head[:UNDATED_SIZE]))
 
 
 def pack_payload(head: Head, response: StoredResponse, compress_over: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from flask import Flask
 from flask_caching.backends.simplecache import SimpleCache
 
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, State
+from ..core.record import HEAD_SIZE, UNDATED_SIZE, State
 from ..core.store import StoreFull
 from .expiry import Expiries
 from .ledger import Ledger
@@ -26,7 +26,7 @@ SWEPT: Final = 16  # entries of the expiry queue per new key
 COUNTED: Final = 10_000  # entries of it for an exact count
 DROPPED: Final = 1000  # keys per transaction when copies are dropped
 _PENDING: Final = State.PENDING.value
-_DEADLINE: Final = slice(HEAD_SIZE - DEADLINE_SIZE, HEAD_SIZE)
+_DEADLINE: Final = slice(UNDATED_SIZE, HEAD_SIZE)
 
 
 def steady_clock() -> Callable[[], int]:
@@ -189,7 +189,7 @@ class MemoryTable:
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
         old, _ = self._backend.find(key, now)
-        if old is None or not old.startswith(start):
+        if old is None or old[:UNDATED_SIZE] != start or len(old) != HEAD_SIZE or not old[_DEADLINE].isdigit():
             return False
         self._backend.put(key, record, expires, now)
         return True

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any, Final, TypeVar, cast
 
 from ..core.machine import undated_head
-from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, VERSION, State, is_running, read_head
+from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, UNDATED_SIZE, VERSION, State, is_running, read_head
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
@@ -373,11 +373,11 @@ def _raise_outage(results: Sequence[object]) -> None:
 
 def _until(record: bytes, deadline: int) -> bytes:
     """A record with another deadline."""
-    return record[: HEAD_SIZE - DEADLINE_SIZE] + b"%013d" % deadline + record[HEAD_SIZE:]
+    return record[:UNDATED_SIZE] + b"%013d" % deadline + record[HEAD_SIZE:]
 
 
 def _restoration(copy: Copy) -> tuple[str, tuple[bytes | int, ...]]:
     record, head = copy.record, read_head(copy.record)
     left = {State.PENDING: copy.lease_ms, State.DONE: copy.ttl_ms}.get(head.state, 0)
-    parts = (record[: HEAD_SIZE - DEADLINE_SIZE], left, record[HEAD_SIZE:])
+    parts = (record[:UNDATED_SIZE], left, record[HEAD_SIZE:])
     return copy.key, (head.owner, head.fingerprint, *parts, max(copy.ttl_ms, left, 1))

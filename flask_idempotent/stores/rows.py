@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sqlite3 import Connection
 from typing import Any, Final
 
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, State
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, UNDATED_SIZE, State
 from ..core.store import StoreFull
 from .tier import Debt
 
@@ -35,6 +35,7 @@ _PUT = (
 _PUT_NEW = "INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 _REPLACE = (
     "UPDATE records SET expires = ?, settled = ?, record = ? WHERE key = ? AND expires > ? AND substr(record, 1, ?) = ?"
+    " AND length(record) = ? AND substr(record, ?) NOT GLOB '*[^0-9]*'"
 )
 _REMOVE = "DELETE FROM records WHERE key = ?"
 _PAGE = "SELECT rowid, key, record, expires FROM records WHERE rowid < ? ORDER BY rowid DESC LIMIT ?"
@@ -95,8 +96,8 @@ class SqlRows:
 
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        values = (expires, _is_settled(record), record)
-        return self._execute(_REPLACE, (*values, key, now, len(start), start)).rowcount > 0
+        values, claim = (expires, _is_settled(record), record), (UNDATED_SIZE, start, HEAD_SIZE, UNDATED_SIZE + 1)
+        return self._execute(_REPLACE, (*values, key, now, *claim)).rowcount > 0
 
     def remove(self, key: str) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
@@ -110,7 +111,7 @@ class SqlRows:
 
     def drop_copies(self, after: int, now: int) -> int | None:
         """See :class:`~flask_idempotent.stores.table.Rows`. ``after`` is the last row that was looked at."""
-        args = (HEAD_SIZE - DEADLINE_SIZE + 1, DEADLINE_SIZE, b"%013d" % now, after, DROPPED)
+        args = (UNDATED_SIZE + 1, DEADLINE_SIZE, b"%013d" % now, after, DROPPED)
         rows = self._execute(_COPIES, args).fetchall()
         for row, is_copy, owed in rows:
             if is_copy and not owed:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MARK, MAX_ATTEMPT, VERSION
+from ..core.record import HEAD_SIZE, MARK, MAX_ATTEMPT, UNDATED_SIZE, VERSION
 from ..core.steps import journal_key
 from .wire import pack
-
-_UNDATED: Final = HEAD_SIZE - DEADLINE_SIZE  # bytes of a head before its deadline
 
 _LOOK: Final = """
 local time = redis.call('TIME')
@@ -63,7 +61,7 @@ if not record then
 elseif owner ~= mine then
   return 0
 elseif state == 'P' then
-  redis.call('SETRANGE', KEYS[1], {_UNDATED}, at(now + lease))
+  redis.call('SETRANGE', KEYS[1], {UNDATED_SIZE}, at(now + lease))
   if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
 end
 return 1
@@ -71,8 +69,8 @@ return 1
 
 # Whether the record is the claim that a head belongs to: the same but for the state.
 _RUNS: Final = f"""
-  #record == {HEAD_SIZE} and record:sub(1, {_UNDATED}) == '\\{VERSION}P' .. head:sub(3)
-  and record:find('^%d+$', {_UNDATED + 1})
+  #record == {HEAD_SIZE} and record:sub(1, {UNDATED_SIZE}) == '\\{VERSION}P' .. head:sub(3)
+  and record:find('^%d+$', {UNDATED_SIZE + 1})
 """
 
 # Those who wait listen on the channel of the record's key. A user without rights to it must not undo the write: pcall.
@@ -117,7 +115,7 @@ _WITHDRAW: Final = f"""
 if not record then return 1 end
 if owner ~= ARGV[1] or state ~= 'P' then return 0 end
 if attempt > 1 then
-  local rest = record:sub(3, {_UNDATED})
+  local rest = record:sub(3, {UNDATED_SIZE})
   redis.call('SET', KEYS[1], record:sub(1, 1) .. 'F' .. rest .. at(now), 'KEEPTTL')
 else
   redis.call('DEL', KEYS[1])
@@ -157,7 +155,7 @@ if record and (owner ~= mine or state ~= 'P') then return false end
 if not record then
   redis.call('SET', KEYS[1], head .. at(now + lease), 'PX', math.max(tonumber(lease), tonumber(ttl)))
 else
-  redis.call('SETRANGE', KEYS[1], {_UNDATED}, at(now + lease))
+  redis.call('SETRANGE', KEYS[1], {UNDATED_SIZE}, at(now + lease))
   if redis.call('PTTL', KEYS[1]) < tonumber(lease) then redis.call('PEXPIRE', KEYS[1], lease) end
 end
 local journal = redis.call('GET', KEYS[2]) or ''

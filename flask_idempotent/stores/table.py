@@ -29,8 +29,9 @@ class Rows(Protocol):
         """
 
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
-        """Write a record in place of a live one that begins with ``start``, in one step. False where there is none, or
-        that cannot be done so.
+        """Write a record in place of a live claim, in one step. False where there is none, or that cannot be done so.
+
+        :param start: what the claim begins with, up to its deadline.
         """
 
     def remove(self, key: str) -> None:
