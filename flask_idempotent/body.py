@@ -6,9 +6,11 @@ import hashlib
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import IO, Any, Final, NamedTuple
 
 from flask import Request
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import LimitedStream
@@ -18,6 +20,7 @@ from .core.fingerprint import form_body, json_body, raw_body, streamed_body
 MEMORY_LIMIT: Final = 512 * 1024  # bytes; what is longer goes to a temporary file
 _SHORT_DIGITS: Final = 5  # of a length of less than 100 kB
 _CHUNK: Final = 64 * 1024
+_NOT_PARSED: Final = (..., ...)  # as Werkzeug has it: by get_json(), and by get_json(silent=True)
 _MULTIPART: Final = "multipart/form-data"
 _FORMS: Final = (_MULTIPART, "application/x-www-form-urlencoded")
 
@@ -51,12 +54,20 @@ def read_body(request: Request, ignored: frozenset[str]) -> Body:
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
     if request.is_json:
-        return Body(json_body(_data(request), ignored))
+        return Body(json_body(_data(request), ignored, partial(_spare_parsing, request)))
     if is_form(request):
         return _read_form(request, ignored)
     if "_cached_data" in request.__dict__:
         return Body(raw_body(_data(request)))
     return Body(streamed_body(_spool(request)[1]))
+
+
+def _spare_parsing(request: Request, value: Any) -> None:
+    """Let ``get_json`` give what the body was parsed to for its digest, where it would have parsed it just so."""
+    parser = getattr(type(request.json_module), "loads", None)
+    as_usual = parser is DefaultJSONProvider.loads and type(request).get_json is Request.get_json
+    if as_usual and request._cached_json == _NOT_PARSED:
+        request._cached_json = (value, value)
 
 
 def _read_form(request: Request, ignored: frozenset[str]) -> Body:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
@@ -78,16 +78,19 @@ def form_body(fields: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]
     return combine("form", pairs(fields), pairs(files))
 
 
-def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
+def json_body(
+    body: bytes, ignored: frozenset[str] = frozenset(), parsed: Callable[[Any], object] = lambda _value: None
+) -> bytes:
     """A JSON document by its value.
 
     :param body: the text as it came.
     :param ignored: members of the outermost object that do not count.
+    :param parsed: called with what ``json.loads`` makes of the text, where that is known when this is done.
     """
     seen = (hashlib.sha256(body).digest(), ignored)
     known = _known.get(seen)
     if known is None:
-        known = _json_body(body, ignored)
+        known = _json_body(body, ignored, parsed)
         if len(_known) >= MOST_KNOWN:
             _known.clear()
         _known[seen] = known
@@ -98,7 +101,7 @@ def json_body(body: bytes, ignored: frozenset[str] = frozenset()) -> bytes:
 _known: dict[tuple[bytes, frozenset[str]], bytes] = {}
 
 
-def _json_body(body: bytes, ignored: frozenset[str]) -> bytes:
+def _json_body(body: bytes, ignored: frozenset[str], parsed: Callable[[Any], object]) -> bytes:
     try:
         text = body.decode()
         if _ESCAPED_MARK in text:
@@ -106,9 +109,13 @@ def _json_body(body: bytes, ignored: frozenset[str]) -> bytes:
         value = _DECODER.decode(text)
         if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
             return raw_body(body)
+        counted = value
         if isinstance(value, dict) and not ignored.isdisjoint(value):
-            value = {name: member for name, member in value.items() if name not in ignored}
-        return combine("json", _ENCODER.encode(value).encode())
+            counted = {name: member for name, member in value.items() if name not in ignored}
+        canonical = _ENCODER.encode(counted)
+        if counted is value and _ESCAPED_MARK not in canonical:  # no number in it had to be marked
+            parsed(value)
+        return combine("json", canonical.encode())
     except (ValueError, RecursionError):
         return raw_body(body)
 

@@ -501,6 +501,44 @@ def test_a_body_that_came_before_is_not_parsed_again(monkeypatch: pytest.MonkeyP
         module.json_body(body + b" ")
 
 
+def parsed(body: bytes, ignored: frozenset[str] = frozenset()) -> list[Any]:
+    """What the view is spared to parse."""
+    told: list[Any] = []
+    module._known.clear()
+    module.json_body(body, ignored, told.append)
+    return told
+
+
+numbered = st.recursive(scalars | st.floats(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@moderate
+@given(numbered, st.integers())
+@example([1, -0, True, None, "1", {"a": "\u00e9"}], 0)
+@example({"a": 1.0}, 0)
+def test_what_the_view_is_spared_to_parse_is_what_it_would_have_parsed(value: Any, seed: int) -> None:
+    text = respelt(value, seed)
+    for told in parsed(text.encode()):
+        assert repr(told) == repr(json.loads(text)), "a float is no int, and an int no bool"
+
+
+@pytest.mark.parametrize("body", [b'{"a":1}', b'[{"a":["x",null,true,12345678901234567890]}]', b'"x"', b"7", b" {} "])
+def test_a_document_without_fractions_is_parsed_once(body: bytes) -> None:
+    assert parsed(body) == [json.loads(body)]
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"a":1.5}', b"[1e2]", b'{"a":1,"a":2}', b"[NaN]", b'"\\u0000"', b"[" * 101 + b"]" * 101, b"{"]
+)
+def test_what_is_read_differently_for_the_digest_is_left_to_the_view(body: bytes) -> None:
+    assert parsed(body) == []
+
+
+def test_a_document_with_ignored_members_is_left_to_the_view() -> None:
+    """What is in them is not looked at."""
+    assert parsed(b'{"a":1,"trace":1.5}', frozenset({"trace"})) == []
+
+
 def test_only_so_many_bodies_are_remembered() -> None:
     module._known.clear()
     for number in range(module.MOST_KNOWN + 10):

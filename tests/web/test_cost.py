@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import Any, Final
 
 import pytest
 import redis
-from flask import Flask, request
+from flask import Flask, Request, request
+from flask.json.provider import DefaultJSONProvider
 
 from flask_idempotent import Idempotency, idempotent
+from flask_idempotent.core import fingerprint
 
 from ..servers.standalone import RedisProcess
 from .conftest import Runs, Server, assert_original, assert_replay, redis_config, setting_names
@@ -117,6 +120,81 @@ def test_a_body_is_read_once_for_the_fingerprint_and_the_view(
     assert_original(first)
     assert_replay(server.post(key="k", **body), first)
     assert [each.read_bytes for each in inputs] == [int(first.request.headers["Content-Length"])] * 2
+
+
+@pytest.fixture
+def parsings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What Flask parses from now on, in a process that has seen no body before."""
+    monkeypatch.setattr(fingerprint, "_known", {})
+    parsed: list[Any] = []
+
+    def count(text: str | bytes, **options: Any) -> Any:
+        parsed.append(text)
+        return json.JSONDecoder().decode(text if isinstance(text, str) else text.decode())
+
+    monkeypatch.setattr("flask.json.provider.json.loads", count)
+    return parsed
+
+
+ORDER: Final = {"items": [{"sku": "tea", "qty": 2}], "gift": True, "note": None}
+
+
+def test_json_is_parsed_once_for_the_fingerprint_and_the_view(
+    guarded: Callable[..., Server], parsings: list[Any]
+) -> None:
+    server = guarded(lambda: {"seen": [request.get_json(), request.json, request.get_json(silent=True, force=True)]})
+    answer = server.post(key="k", json=ORDER)
+    assert b"tea" in answer.content
+    assert not [text for text in parsings if b"tea" in text]
+
+
+def test_a_view_reads_the_body_after_its_json(guarded: Callable[..., Server]) -> None:
+    server = guarded(lambda: {"seen": [request.get_json(), request.get_data(as_text=True)]})
+    sent = json.dumps(ORDER)
+    answer = server.post(key="k", data=sent, headers={"Content-Type": "application/json"})
+    assert answer.json()["seen"] == [ORDER, sent]
+
+
+class Tagged(DefaultJSONProvider):
+    """Reads documents as one app may want them."""
+
+    def loads(self, s: str | bytes, **options: Any) -> Any:
+        return {"read by": "the app's own", **super().loads(s, **options)}
+
+
+def test_an_app_with_a_parser_of_its_own_gets_what_that_makes_of_it(guarded: Callable[..., Server]) -> None:
+    server = guarded(lambda: request.get_json())
+    server.app.json = Tagged(server.app)
+    assert server.post(key="k", json=ORDER).content.count(b"the app's own") == 1
+
+
+class OwnRequest(Request):
+    """A request that reads its JSON itself."""
+
+    def get_json(self, *args: Any, **options: Any) -> Any:
+        return {"read by": "the class", **super().get_json(*args, **options)}
+
+
+def test_a_request_class_with_a_parser_of_its_own_is_asked(guarded: Callable[..., Server], parsings: list[Any]) -> None:
+    server = guarded(lambda: request.get_json())
+    server.app.request_class = OwnRequest
+    assert b"the class" in server.post(key="k", json=ORDER).content
+    assert [text for text in parsings if b"tea" in text]
+
+
+def test_what_a_hook_has_parsed_and_changed_stays_as_it_is(guarded: Callable[..., Server]) -> None:
+    server = guarded(lambda: request.get_json())
+
+    @server.app.before_request
+    def add() -> None:
+        request.get_json()["added"] = True
+
+    assert server.post(key="k", json=ORDER).json() == {**ORDER, "added": True}
+
+
+def test_a_fraction_reaches_the_view_as_a_number(guarded: Callable[..., Server]) -> None:
+    server = guarded(lambda: {"seen": repr(request.get_json())})
+    assert server.post(key="k", json={"price": 1.10}).json() == {"seen": "{'price': 1.1}"}
 
 
 def test_a_request_that_is_not_guarded_is_not_read(guarded: Callable[..., Server]) -> None:
