@@ -1,7 +1,9 @@
 """What the guard adds to a view, beside the floor and beside other packages.
 
 Apps are called directly, with a prebuilt environ or ASGI scope; what a guard adds is the time of the guarded view less
-the time of the same view without a guard, both in medians over rounds in which every call takes its turn.
+the time of the same view without a guard, both in medians over rounds in which every call takes its turn. A worker
+serves one app, so each guard takes turns with the floor and its own bare view alone, and not with twenty other apps,
+which would leave the caches cold for all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from tests.servers.standalone import RedisProcess
 
 from . import asgi, floor, ours, peers, wsgi
 from .measure import Call, round_trips, take_turns
-from .requests import View, key
+from .requests import Send, View, key
 from .results import write
 from .subject import REPLAYED, Subject
 from .table import Cell, markdown, median, p99
@@ -25,12 +27,15 @@ from .table import Cell, markdown, median, p99
 TITLE = "What the guard adds to a view"
 GET = "one redis-py GET"
 SOCKET = "one GET over a raw socket"
+BARE, FIRST, REPLAY = "bare view", "first run", "replay"
+Run = dict[str, dict[str, list[float]]]  # microseconds of each call in its turns, by the guard that took them
 HEADS = ("what", "adds us", "x GET, run by run", "aim", "p99 us", "p99 / median", "round trips")
 EXPLANATION = """
-JSON body of 200 bytes in, which the view parses, and 300 out; Redis on loopback TCP. *Adds* is the median of the
-guarded view less the median of the same view bare; *p99* is the guarded view's 99th percentile less the same.
-{rounds} rounds of turns in each of {runs} runs. The bare views: {bare}. ASGI peers are compared with a bare ASGI view,
-on a loop that runs already.
+JSON body of 200 bytes in, another for each key, which the view parses, and 300 out; Redis on loopback TCP. *Adds* is
+the median of the guarded view less the median of the same view bare; *p99* is the guarded view's 99th percentile less
+the same. In each of {runs} runs every guard takes {rounds} turns: first run, replay, bare view and the two floors, one
+by one in changing order; *x GET* is the ratio to the GET of the same turns. The bare views: {bare}. ASGI peers are
+compared with a bare ASGI view, on a loop that runs already.
 """
 
 
@@ -56,52 +61,50 @@ def _measured(server: RedisProcess, runs: int, rounds: int) -> str:
     subjects = [*ours.subjects(server), *peers.subjects(server)]
     for subject in subjects:
         subject.check()
-    bare = _bare(subjects)
-    calls: dict[str, Call] = {GET: floor.redis_py(server), SOCKET: floor.raw_socket(server), **bare}
-    for subject in subjects:
-        calls |= _pair(subject)
-    take_turns(calls, rounds // 5)  # to warm up
-    measured = [take_turns(calls, rounds) for _ in range(runs)]
+    floors: dict[str, Call] = {GET: floor.redis_py(server), SOCKET: floor.raw_socket(server)}
+    bare = {"WSGI": wsgi.bare(View()), "ASGI": asgi.bare(View())}
+    turns = {subject.name: floors | _calls(subject, bare[subject.interface]) for subject in subjects}
+    for calls in turns.values():
+        take_turns(calls, rounds // 5)  # to warm up
+    measured = [{name: take_turns(calls, rounds) for name, calls in turns.items()} for _ in range(runs)]
     client = redis.Redis(port=server.port, protocol=2)
-    trips = {name: round_trips(client, call) for name, call in calls.items()}
-    shown = ", ".join(f"{name} {median([t for times in measured for t in times[name]]):.0f} us" for name in bare)
+    trips = {(name, what): round_trips(client, call) for name, calls in turns.items() for what, call in calls.items()}
+    times = {interface: _times(measured, subjects, interface) for interface in bare}
+    shown = ", ".join(f"{interface} {median(each):.0f} us" for interface, each in times.items() if each)
     table = markdown(HEADS, _rows(subjects, measured, trips))
     return f"{EXPLANATION.format(rounds=rounds, runs=runs, bare=shown)}\n{table}\n\n{_missing()}"
 
 
-def _bare(subjects: list[Subject]) -> dict[str, Call]:
-    makers = {"WSGI": wsgi.bare, "ASGI": asgi.bare}
-    sends = {name: make(View()) for name, make in makers.items() if any(each.interface == name for each in subjects)}
-    return {name: (lambda n, send=send: send(key(n))) for name, send in sends.items()}  # type: ignore[misc]
-
-
-def _pair(subject: Subject) -> dict[str, Call]:
+def _calls(subject: Subject, bare: Send) -> dict[str, Call]:
     return {
-        f"{subject.name}: first run": lambda n: subject.send(key(n)),
-        f"{subject.name}: replay": lambda _: subject.send(REPLAYED),
+        BARE: lambda n: bare(key(n)),
+        FIRST: lambda n: subject.send(key(n)),
+        REPLAY: lambda _: subject.send(REPLAYED),
     }
 
 
-def _rows(
-    subjects: list[Subject], measured: list[dict[str, list[float]]], trips: dict[str, float]
-) -> Iterator[list[Cell]]:
-    for name in (GET, SOCKET):
-        yield _row(name, None, measured, None, trips[name])
+def _times(measured: list[Run], subjects: list[Subject], interface: str) -> list[float]:
+    """How long a bare view took, whichever guard it took turns with."""
+    names = [subject.name for subject in subjects if subject.interface == interface]
+    return [time for run in measured for name in names for time in run[name][BARE]]
+
+
+def _rows(subjects: list[Subject], measured: list[Run], trips: dict[tuple[str, str], float]) -> Iterator[list[Cell]]:
+    for what in (GET, SOCKET):
+        whole = [[time for times in run.values() for time in times[what]] for run in measured]
+        gets = [[time for times in run.values() for time in times[GET]] for run in measured]
+        yield _row(what, whole, gets, None, trips[subjects[0].name, what])
     for subject in subjects:
-        for kind, aim in (("first run", subject.first_target), ("replay", subject.replay_target)):
-            name = f"{subject.name}: {kind}"
-            yield _row(name, subject.interface, measured, aim, trips[name])
+        times = [run[subject.name] for run in measured]
+        for what, aim in ((FIRST, subject.first_target), (REPLAY, subject.replay_target)):
+            added = [[time - median(each[BARE]) for time in each[what]] for each in times]
+            name = f"{subject.name}: {what}"
+            yield _row(name, added, [each[GET] for each in times], aim, trips[subject.name, what])
 
 
-def _row(
-    name: str, bare: str | None, measured: list[dict[str, list[float]]], aim: float | None, trips: float
-) -> list[Cell]:
-    def added(times: dict[str, list[float]]) -> list[float]:
-        without = median(times[bare]) if bare else 0.0
-        return [time - without for time in times[name]]
-
-    ratios = [f"{median(added(times)) / median(times[GET]):.2f}" for times in measured]
-    everything = [time for times in measured for time in added(times)]
+def _row(name: str, added: list[list[float]], gets: list[list[float]], aim: float | None, trips: float) -> list[Cell]:
+    ratios = [f"{median(times) / median(get):.2f}" for times, get in zip(added, gets, strict=True)]
+    everything = [time for times in added for time in times]
     middle, slow = median(everything), p99(everything)
     return [name, middle, " / ".join(ratios), aim, slow, slow / middle, trips]
 

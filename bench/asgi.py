@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from .requests import BODY, Send, View
+from .requests import Send, View, body, key
 
 Receive = Callable[[], Any]
 
@@ -19,7 +19,7 @@ _SCOPE: dict[str, Any] = {
 _HEADERS = [
     (b"host", b"localhost"),
     (b"content-type", b"application/json"),
-    (b"content-length", str(len(BODY)).encode()),
+    (b"content-length", str(len(body(key(0)))).encode()),
 ]
 
 
@@ -34,14 +34,14 @@ def sender(app: Any) -> Send:
 
     async def respond(key: str) -> bytes:
         scope = {**_SCOPE, "headers": [*_HEADERS, (b"idempotency-key", key.encode())]}
-        body = [{"type": "http.request", "body": BODY, "more_body": False}]
+        messages = [{"type": "http.request", "body": body(key), "more_body": False}]
         sent: list[bytes] = []
         waits = asyncio.Event()
 
         async def receive() -> Any:
-            if not body:  # a server's receive() returns again only when the client goes away
+            if not messages:  # a server's receive() returns again only when the client goes away
                 await waits.wait()
-            return body.pop()
+            return messages.pop()
 
         async def send(message: Any) -> None:
             sent.append(message.get("body", b""))

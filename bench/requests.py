@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, Final
 
-BODY: Final = json.dumps({"items": ["x" * 184]}).encode()  # 200 bytes in
 ANSWER: Final = {"order": "y" * 285}  # 300 bytes out
 
 Send = Callable[[str], bytes]  # sends the request with a key, returns the body of the answer
+BodyOf = Callable[[str], bytes]  # the body that goes with a key; no two requests of real clients are the same
 
 
 class View:
@@ -31,6 +30,14 @@ class View:
             raise ValueError("an empty order")
         self.runs += 1
         return self._answer
+
+
+def body(key: str) -> bytes:
+    """200 bytes."""
+    return b'{"ref": "%s"%s' % (key.encode(), _REST)
+
+
+_REST: Final = b', "items": ["%s"]}' % (b"x" * 138)
 
 
 def key(n: int) -> str:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from tests.servers.standalone import RedisProcess
 
-from ..requests import BODY
+from ..requests import body
 from ..table import Cell, markdown, median, p99
 from .serving import THREADS, served
 
@@ -53,7 +53,7 @@ def _contended(port: int) -> list[Cell]:
         seen = []
         for _ in range(REQUESTS // CLIENTS):
             began = time.perf_counter()
-            connection.request("POST", "/slow", BODY, headers)
+            connection.request("POST", "/slow", body(key), headers)
             answer = connection.getresponse()
             seen.append((answer.status, answer.read(), 1000 * (time.perf_counter() - began)))
         return seen

@@ -1,4 +1,5 @@
 -- wrk's script: POST with an Idempotency-Key. Arguments: a prefix, "fresh" or "same", the body.
+-- A fresh key comes with a body of its own: its last x is a number.
 
 local count, prefix, fresh, body = 0, "", false, ""
 
@@ -9,5 +10,5 @@ end
 function request()
   if fresh then count = count + 1 end
   local headers = { ["Content-Type"] = "application/json", ["Idempotency-Key"] = prefix .. "-" .. count }
-  return wrk.format("POST", nil, headers, body)
+  return wrk.format("POST", nil, headers, (body:gsub("xxxxxxxxx\"", string.format("%09d\"", count), 1)))
 end

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from tests.servers.gunicorn import Gunicorn
 
-from ..requests import BODY
+from ..requests import body
 
 THREADS = 4  # of each worker
 CONNECTIONS = 16
@@ -67,7 +67,7 @@ def load(gunicorn: Gunicorn, seconds: int, *, fresh: bool) -> Load:
     if binary is None:
         raise RuntimeError("wrk is missing: apt-get install wrk")
     options = f"-t1 -c{CONNECTIONS} -d{seconds}s -s {_SCRIPT} http://127.0.0.1:{gunicorn.port}/"
-    command = [binary, *options.split(), "--", uuid4().hex, "fresh" if fresh else "same", BODY.decode()]
+    command = [binary, *options.split(), "--", uuid4().hex, "fresh" if fresh else "same", body(uuid4().hex).decode()]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lost = sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", said)))
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", said)

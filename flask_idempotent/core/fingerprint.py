@@ -23,6 +23,7 @@ MAX_DEPTH: Final = 100
 MOST_KNOWN: Final = 1000  # documents, for each of which 64 bytes are kept
 MAX_EXPONENT: Final = 18  # characters
 _NESTED: Final = (dict, list)
+_WHITE_SPACE: Final = " \t\n\r"  # RFC 8259, section 2
 _ESCAPED_MARK: Final = "\\u0000"
 
 
@@ -103,10 +104,12 @@ _known: dict[tuple[bytes, frozenset[str]], bytes] = {}
 
 def _json_body(body: bytes, ignored: frozenset[str], parsed: Callable[[Any], object]) -> bytes:
     try:
-        text = body.decode()
+        text = body.decode().strip(_WHITE_SPACE)
         if _ESCAPED_MARK in text:
             return raw_body(body)
-        value = _DECODER.decode(text)
+        value, end = _DECODER.raw_decode(text)
+        if end < len(text):
+            return raw_body(body)
         if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
             return raw_body(body)
         counted = value

@@ -70,14 +70,8 @@ class Scope(NamedTuple):
 
     def digest(self, key: str) -> bytes:
         """32 bytes that stand for one client key within this scope."""
-        return combine(
-            "idempotency key 1",
-            self.app.encode(),
-            self.method.encode(),
-            self.path.encode("utf-8", "surrogateescape"),
-            self.principal,
-            key.encode(),
-        )
+        path = self.path.encode("utf-8", "surrogateescape")
+        return combine("idempotency key 1", self.app.encode(), self.method.encode(), path, self.principal, key.encode())
 
 
 def storage_key(prefix: str, digest: bytes) -> str:

@@ -13,14 +13,15 @@ from typing import Final, NamedTuple
 
 from .record import (
     MAX_ATTEMPT,
-    UNDATED_SIZE,
     Head,
     NewerRecord,
     State,
     StoredResponse,
     UnreadableRecord,
+    pack_deadline,
     read_head,
     read_response,
+    undated_head,
 )
 from .store import Claim, Found
 
@@ -189,20 +190,19 @@ def transition(
 def begun(claim: Claim, now: int) -> Change:
     """What a claim makes of a key under which nothing stands: the commonest of all transitions."""
     lease_end = now + claim.terms.lease_ms
-    head = Head(State.PENDING, claim.attempt, claim.owner, claim.fingerprint, lease_end)
-    return Change(Effect.PENDING, head.pack(), max(lease_end, now + claim.terms.ttl_ms))
+    record = head_of(claim, State.PENDING) + pack_deadline(lease_end)
+    return Change(Effect.PENDING, record, max(lease_end, now + claim.terms.ttl_ms))
 
 
 def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> Change:
     """What COMPLETE makes of a claim's own pending record: the next commonest."""
-    head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, now + ttl_ms)
-    return Change(Effect.DONE, head.pack() + payload, now + ttl_ms)
+    deadline = now + ttl_ms
+    return Change(Effect.DONE, head_of(claim, State.DONE) + pack_deadline(deadline) + payload, deadline)
 
 
-def undated_head(state: State, claim: Claim) -> bytes:
-    """What a claim's record in some state begins with, whenever it ends: a head without its deadline."""
-    head = Head(state, claim.attempt, claim.owner, claim.fingerprint, 0)
-    return head.pack()[:UNDATED_SIZE]
+def head_of(claim: Claim, state: State) -> bytes:
+    """What a claim's record in some state begins with, up to its deadline."""
+    return undated_head(state, claim.attempt, claim.owner, claim.fingerprint)
 
 
 def judge(found: Found, claim: Claim) -> Verdict:

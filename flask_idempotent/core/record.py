@@ -33,7 +33,8 @@ MAX_ATTEMPT: Final = 0xFFFF
 
 RESULT: Final = b"\x01J"  # what a plain result in JSON begins with, which is no record
 
-_HEAD = struct.Struct(">BcH16s32s13s")
+_UNDATED = struct.Struct(">BcH16s32s")
+_HEAD = struct.Struct(f"{_UNDATED.format}13s")
 _PREFIX = struct.Struct(">IB")  # checksum, flags
 _META = struct.Struct(">HH")  # length of the status line, number of headers
 _HEADER = struct.Struct(">HI")  # lengths of a header's name and value
@@ -84,8 +85,17 @@ class Head(NamedTuple):
 
     def pack(self) -> bytes:
         """The 65 bytes of the head."""
-        digits = b"%013d" % self.deadline
-        return _HEAD.pack(VERSION, self.state, self.attempt, self.owner, self.fingerprint, digits)
+        return undated_head(*self[:4]) + pack_deadline(self.deadline)
+
+
+def undated_head(state: State, attempt: int, owner: bytes, fingerprint: bytes) -> bytes:
+    """The first 52 bytes of a head, which tell whose record it is and how it stands."""
+    return _UNDATED.pack(VERSION, state.value, attempt, owner, fingerprint)
+
+
+def pack_deadline(deadline: int) -> bytes:
+    """The last 13 bytes of a head."""
+    return b"%013d" % deadline
 
 
 class StoredResponse(NamedTuple):
@@ -157,7 +167,7 @@ def pack_payload(head: Head, response: StoredResponse, compress_over: int) -> by
         packed = zlib.compress(content, 1)
         if len(packed) < len(content):
             content, flags = packed, flags | _COMPRESSED
-    return _PREFIX.pack(checksum(head.pack(), bytes((flags,)) + content), flags) + content
+    return _PREFIX.pack(checksum(undated_head(*head[:4]), bytes((flags,)) + content), flags) + content
 
 
 def read_response(record: bytes) -> StoredResponse:

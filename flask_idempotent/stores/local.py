@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar, Final
 
-from ..core.machine import Change, Effect, Event, begun, ended, transition, undated_head
+from ..core.machine import Change, Effect, Event, begun, ended, head_of, transition
 from ..core.record import ATTEMPT, OWNER_SIZE, State, is_running
 from ..core.steps import journal_key
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
@@ -262,7 +262,7 @@ class LocalStore:
         """The outcome of a request that has its key, as nearly all have."""
         now = self._clock()
         change = ended(claim, payload, now, ttl_ms)
-        return rows.replace(claim.key, undated_head(State.PENDING, claim), change.record, change.expires, now)
+        return rows.replace(claim.key, head_of(claim, State.PENDING), change.record, change.expires, now)
 
     def _end(self, event: Event, claim: Claim, owed: bool, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
         _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms), settles=True)

@@ -36,7 +36,7 @@ class Pool:
         self._made = 0
         self._waiting = 0
         self._freed = threading.Condition()
-        self.connects = 0  # how often a connection was made
+        self.connected: Callable[[], object] = lambda: None  # called when a connection was made
 
     def exchange(self, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None) -> list[Reply]:
         """Send packed commands on one connection and read as many replies.
@@ -50,7 +50,7 @@ class Pool:
         :raises redis.RedisError: it does not let this client in.
         :raises Exhausted: no connection became free in time.
         """
-        wire = self._take(urgent)
+        wire = self._kept() or self._take(urgent)
         try:
             replies = None if wire is None else _if_alive(wire, commands, count, more)
             if wire is None or replies is None:
@@ -70,14 +70,11 @@ class Pool:
     def _new(self) -> Wire:
         """A new connection, for which there is room already."""
         wire = Wire(self._connect())
-        with self._freed:
-            self.connects += 1
+        self.connected()
         return wire
 
     def _take(self, urgent: bool) -> Wire | None:
-        """A kept connection, or None and the right to make one."""
-        if (wire := self._kept()) is not None:
-            return wire
+        """None and the right to make a connection, or one that has become free."""
         with self._freed:
             if urgent or self._made < self._limit:
                 self._made += 1
@@ -153,20 +150,13 @@ class Pools:
         self._make = make
         self._by_place: dict[Place, Pool] = {}
         self._lock = threading.Lock()
-        self._retired = 0  # connections made by pools that are gone
+        self._counting = threading.Lock()
+        self.connects = 0  # how often a connection was made
 
     @property
     def places(self) -> list[Place]:
         """The servers that there are pools for."""
         return list(self._by_place)
-
-    @property
-    def connects(self) -> int:
-        """How often a connection was made."""
-        total = self._retired
-        for pool in list(self._by_place.values()):
-            total += pool.connects
-        return total
 
     def at(self, place: Place) -> Pool:
         """The pool of a server."""
@@ -175,14 +165,15 @@ class Pools:
             with self._lock:
                 pool = self._by_place.get(place)
                 if pool is None:
-                    pool = self._by_place[place] = self._make(place)
+                    pool = self._make(place)
+                    pool.connected = self._count
+                    self._by_place[place] = pool
         return pool
 
     def only(self, places: Collection[Place]) -> None:
         """Hang up on all servers but these."""
         with self._lock:
             gone = [self._by_place.pop(place) for place in list(self._by_place) if place not in places]
-            self._retired += sum(pool.connects for pool in gone)
         for pool in gone:
             pool.close()
 
@@ -190,3 +181,7 @@ class Pools:
         """Hang up on all connections that are not in use."""
         for pool in list(self._by_place.values()):
             pool.close()
+
+    def _count(self) -> None:
+        with self._counting:
+            self.connects += 1

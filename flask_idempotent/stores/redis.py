@@ -9,8 +9,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeVar, cast
 
-from ..core.machine import undated_head
-from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, UNDATED_SIZE, VERSION, State, is_running, read_head
+from ..core.machine import head_of
+from ..core.record import (
+    ATTEMPT,
+    DEADLINE_SIZE,
+    HEAD_SIZE,
+    OWNER,
+    UNDATED_SIZE,
+    VERSION,
+    State,
+    is_running,
+    pack_deadline,
+    read_head,
+)
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
@@ -90,7 +101,7 @@ class RedisStore:
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """See :class:`~flask_idempotent.core.store.Store`. One pipeline for all of a server's."""
         calls = [
-            (claim.key, (claim.owner, undated_head(State.PENDING, claim), claim.terms.lease_ms, claim.terms.ttl_ms))
+            (claim.key, (claim.owner, head_of(claim, State.PENDING), claim.terms.lease_ms, claim.terms.ttl_ms))
             for claim in claims
         ]
         answers = self._run_all(scripts.RENEW, calls)
@@ -101,7 +112,7 @@ class RedisStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
-        args = (claim.key, claim.owner, undated_head(State.DONE, claim), payload, ttl_ms)
+        args = (claim.key, claim.owner, head_of(claim, State.DONE), payload, ttl_ms)
         try:
             return self._end(scripts.COMPLETE, *args)
         except StoreFull:
@@ -115,7 +126,7 @@ class RedisStore:
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._end(scripts.FAIL, claim.key, claim.owner, undated_head(State.FAILED, claim), claim.terms.ttl_ms)
+        return self._end(scripts.FAIL, claim.key, claim.owner, head_of(claim, State.FAILED), claim.terms.ttl_ms)
 
     def forget(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -136,13 +147,13 @@ class RedisStore:
     def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
-        args = (claim.owner, undated_head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, name, intent)
+        args = (claim.owner, head_of(claim, State.PENDING), terms.lease_ms, terms.ttl_ms, name, intent)
         return cast(bytes | None, self._run(scripts.STEP, claim.key, *args))
 
     def end_step(self, claim: Claim, result: bytes) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
         terms = claim.terms
-        args = (claim.owner, undated_head(State.PENDING, claim), terms.lease_ms, terms.ttl_ms, result)
+        args = (claim.owner, head_of(claim, State.PENDING), terms.lease_ms, terms.ttl_ms, result)
         return self._end(scripts.STEP_DONE, claim.key, *args)
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
@@ -373,7 +384,7 @@ def _raise_outage(results: Sequence[object]) -> None:
 
 def _until(record: bytes, deadline: int) -> bytes:
     """A record with another deadline."""
-    return record[:UNDATED_SIZE] + b"%013d" % deadline + record[HEAD_SIZE:]
+    return record[:UNDATED_SIZE] + pack_deadline(deadline) + record[HEAD_SIZE:]
 
 
 def _restoration(copy: Copy) -> tuple[str, tuple[bytes | int, ...]]:

@@ -37,6 +37,17 @@ class _View:
     indebted: set[bytes] = field(default_factory=set)
     missed: set[str] = field(default_factory=set)
 
+    def wait_for_others(self, claim: Claim, error: type[StoreError]) -> None:
+        """A route that must not run twice does not trust a Redis that was away until other hosts could tell it what
+        they hold.
+
+        :raises StoreError: it was away a moment ago.
+        """
+        if claim.terms.on_outage is OnOutage.REJECT:
+            trusted_from = max(self.breaker.ended + GRACE_SECONDS, self.recovery.trusted_from)
+            if self.recovery.lacks_latest or time.monotonic() < trusted_from:
+                raise error("Redis was away until a moment ago", outage=True)
+
 
 class TieredStore:
     """Claims and outcomes go to both tiers; what Redis knows better comes back into the local one.
@@ -106,14 +117,14 @@ class TieredStore:
             if isinstance(mine, Found):
                 return mine
         if alone:
-            self._indebted.add(claim.owner)
+            view.indebted.add(claim.owner)
             breaker.probe()
             return mine
         try:
             if missed is not None:
                 raise missed
-            self._wait_for_others(claim, _NotAsked)
-            theirs = self._granted(claim)
+            view.wait_for_others(claim, _NotAsked)
+            theirs = self._granted(claim, view)
         except StoreError as error:
             return self._unagreed(claim, mine, error)
         return self._settle(claim, mine, theirs)
@@ -259,34 +270,22 @@ class TieredStore:
             return error
         return None
 
-    def _granted(self, claim: Claim) -> Claimed | Found:
+    def _granted(self, claim: Claim, view: _View) -> Claimed | Found:
         """What Redis says to a claim. What it grants without knowing enough is given back at once."""
         theirs = self._ask(self._shared.claim, claim)
         if isinstance(theirs, Claimed):
             try:
-                self._check_servers(claim)
+                self._check_servers(claim, view)
             except StoreError:
                 self._shared.take_back(claim._replace(attempt=theirs.attempt))
                 raise
         return theirs
 
-    def _check_servers(self, claim: Claim) -> None:
+    def _check_servers(self, claim: Claim, view: _View) -> None:
         """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
-        if not self._recovery.is_acquainted and self._ask(self._recovery.meet):
-            self._breaker.probe()
-        self._wait_for_others(claim, StoreError)
-
-    def _wait_for_others(self, claim: Claim, error: type[StoreError]) -> None:
-        """A route that must not run twice does not trust a Redis that was away until other hosts could tell it what
-        they hold.
-
-        :raises StoreError: it was away a moment ago.
-        """
-        if claim.terms.on_outage is OnOutage.REJECT:
-            recovery = self._recovery
-            trusted_from = max(self._breaker.ended + GRACE_SECONDS, recovery.trusted_from)
-            if recovery.lacks_latest or time.monotonic() < trusted_from:
-                raise error("Redis was away until a moment ago", outage=True)
+        if not view.recovery.is_acquainted and self._ask(view.recovery.meet):
+            view.breaker.probe()
+        view.wait_for_others(claim, StoreError)
 
     def _mended(self, mine: Found, claim: Claim) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis

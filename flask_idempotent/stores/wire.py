@@ -42,11 +42,11 @@ def pack(*args: bytes | str | int, begun: bytes = b"", number: int = 0) -> bytes
 
     :param begun: its first ``number`` parts, packed before.
     """
-    parts: list[Any] = [number + len(args), begun]
+    parts = [b"*%d\r\n%b" % (number + len(args), begun)]
     for arg in args:
         raw = arg if isinstance(arg, bytes) else str(arg).encode()
-        parts += (len(raw), raw)
-    return (b"*%d\r\n%b" + b"$%d\r\n%b\r\n" * len(args)) % (*parts,)
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)
 
 
 class Wire:
@@ -76,7 +76,9 @@ class Wire:
         self._socket.sendall(commands)
         self._receive()
         try:
-            replies = [self._reply()] if count == 1 else [self._reply() for _ in range(count)]
+            if count == 1 and (reply := self._whole_reply()) is not None:
+                return [reply]
+            replies = [self._reply() for _ in range(count)]
         except ValueError as error:  # a length that is no number
             raise Broken("no reply of the Redis protocol") from error
         if self._at != len(self._buffer):
@@ -87,6 +89,21 @@ class Wire:
     def close(self) -> None:
         """Hang up. Safe in a forked process: the parent's session goes on."""
         self._connection.disconnect()
+
+    def _whole_reply(self) -> bytes | int | None:
+        """The reply that has come, where it is a string or a number and has come as a whole, as nearly all do."""
+        data = self._buffer
+        end = data.find(b"\r\n")
+        if end < 0:
+            return None
+        if end == len(data) - 2 and data[:1] == b":":
+            reply: bytes | int = int(data[1:end])
+        elif data[:1] == b"$" and int(data[1:end]) == len(data) - end - 4 and data[-2:] == b"\r\n":
+            reply = data[end + 2 : -2]
+        else:
+            return None
+        self._buffer = b""
+        return reply
 
     def _reply(self) -> Reply:
         line = self._line()
