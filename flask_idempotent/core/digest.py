@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
+
+
+_SIZES: Final = tuple(b"%d:" % size for size in range(256))  # of nearly all parts; made once, not for each of them
 
 
 def combine(purpose: str, *parts: bytes) -> bytes:
@@ -13,5 +17,6 @@ def combine(purpose: str, *parts: bytes) -> bytes:
     """
     counted: list[bytes] = []
     for part in (purpose.encode(), *parts):
-        counted += (b"%d:" % len(part), part)
+        size = len(part)
+        counted += (_SIZES[size] if size < len(_SIZES) else b"%d:" % size, part)
     return hashlib.sha256(b"".join(counted)).digest()
