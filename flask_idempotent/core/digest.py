@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-
 _SIZES: Final = tuple(b"%d:" % size for size in range(256))  # of nearly all parts; made once, not for each of them
 
 
