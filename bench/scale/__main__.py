@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.servers.standalone import RedisProcess
 
 from ..results import write
-from . import bodies, contention, records, throughput
+from . import bodies, contention, limit, records, throughput
 
 TITLE = "Scale"
 
@@ -24,6 +24,7 @@ def main() -> None:
         try:
             parts = {
                 "Requests per second": throughput.section(server, 1 if quick else 4),
+                "One Redis at its limit": limit.section(server, 20 if quick else 100),
                 "Bytes per record": records.sizes(server),
                 "Number of records": records.counts(server, 10**4 if quick else 10**6, 200),
                 "One key": contention.section(server),
