@@ -506,3 +506,54 @@ def test_the_report_of_a_store_that_cannot_be_used_says_why(shared: Make, path: 
     report = shared().report()
     assert (report.cache_type, report.refused, report.in_memory_size) == ("memory", True, 0)
     assert "is damaged" in str(report.outage)
+
+
+# What keeps it fast
+
+
+@pytest.fixture
+def told(shared: Make) -> Iterator[tuple[SharedStore, list[str]]]:
+    """A store, and what it tells SQLite from now on, by its first words. No time passes in which something could expire."""
+    store = shared(clock=Clock())
+    store.claim(claim_of(OTHER)._replace(key="idempotency:{opens the file}"))
+    (session,) = store._table._sessions._idle  # type: ignore[attr-defined]
+    said: list[str] = []
+    session._connection.set_trace_callback(lambda sql: said.append(sql.split()[0]))
+    yield store, said
+    session._connection.set_trace_callback(None)
+
+
+def test_a_new_key_its_outcome_and_a_replay_take_four_statements_and_no_transaction(
+    told: tuple[SharedStore, list[str]],
+) -> None:
+    store, statements = told
+    assert isinstance(store.claim(claim_of(ME)), Claimed)
+    assert statements == ["SELECT", "INSERT"]
+    assert store.complete(claim_of(ME), payload_of(claim_of(ME)), TTL)
+    assert statements[2:] == ["UPDATE"]
+    assert isinstance(store.claim(claim_of(OTHER)), Found)
+    assert statements[3:] == ["SELECT"]
+
+
+def test_what_is_owed_is_noted_in_the_transaction_of_the_change(told: tuple[SharedStore, list[str]]) -> None:
+    store, statements = told
+    assert isinstance(store.claim(claim_of(ME), owed=True), Claimed)
+    assert (statements[0], statements[-1]) == ("BEGIN", "COMMIT")
+    assert statements.count("BEGIN") == 1
+    before = len(statements)
+    assert store.complete(claim_of(ME), payload_of(claim_of(ME)), TTL, owed=True)
+    assert (statements[before], statements[-1]) == ("BEGIN", "COMMIT")
+    assert statements[before:].count("BEGIN") == 1
+
+
+def test_of_many_at_once_one_gets_the_key_and_its_outcome_stays(shared: Make) -> None:
+    """Without a transaction, too: the one that inserts the row has the key."""
+    stores = [shared() for _ in range(4)]
+    for number in range(30):
+        claims = [claim_of(os.urandom(16))._replace(key=f"idempotency:{{{number}}}") for _ in range(8)]
+        answers = at_once([partial(stores[n % 4].claim, claim) for n, claim in enumerate(claims)])
+        winners = [claim for claim, answer in zip(claims, answers, strict=True) if isinstance(answer, Claimed)]
+        assert len(winners) == 1
+        ends = at_once([partial(stores[n % 4].complete, each, payload_of(each), TTL) for n, each in enumerate(claims)])
+        assert [claim for claim, ended in zip(claims, ends, strict=True) if ended] == winners
+        assert (stores[0].get(winners[0].key) or b"")[4:20] == winners[0].owner
