@@ -513,7 +513,7 @@ def test_the_report_of_a_store_that_cannot_be_used_says_why(shared: Make, path: 
 
 @pytest.fixture
 def told(shared: Make) -> Iterator[tuple[SharedStore, list[str]]]:
-    """A store, and what it tells SQLite from now on, by its first words. No time passes in which something could expire."""
+    """A store, and what it tells SQLite from now on, by its first words. No time passes there."""
     store = shared(clock=Clock())
     store.claim(claim_of(OTHER)._replace(key="idempotency:{opens the file}"))
     (session,) = store._table._sessions._idle  # type: ignore[attr-defined]
