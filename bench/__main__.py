@@ -34,7 +34,7 @@ EXPLANATION = """
 JSON body of 200 bytes in, another for each key, which the view parses, and 300 out; Redis on loopback TCP. *Adds* is
 the median of the guarded view less the median of the same view bare; *p99* is the guarded view's 99th percentile less
 the same. In each of {runs} runs every guard takes {rounds} turns: first run, replay, bare view and the two floors, one
-by one in changing order; *x GET* is the ratio to the GET of the same turns. The bare views: {bare}. ASGI peers are
+by one in changing order; *x GET* is the ratio to the GET of the same turns. ASGI peers are
 compared with a bare ASGI view, on a loop that runs already.
 """
 
@@ -69,10 +69,8 @@ def _measured(server: RedisProcess, runs: int, rounds: int) -> str:
     measured = [{name: take_turns(calls, rounds) for name, calls in turns.items()} for _ in range(runs)]
     client = redis.Redis(port=server.port, protocol=2)
     trips = {(name, what): round_trips(client, call) for name, calls in turns.items() for what, call in calls.items()}
-    times = {interface: _times(measured, subjects, interface) for interface in bare}
-    shown = ", ".join(f"{interface} {median(each):.0f} us" for interface, each in times.items() if each)
     table = markdown(HEADS, _rows(subjects, measured, trips))
-    return f"{EXPLANATION.format(rounds=rounds, runs=runs, bare=shown)}\n{table}\n\n{_missing()}"
+    return f"{EXPLANATION.format(rounds=rounds, runs=runs)}\n{table}\n\n{_missing()}"
 
 
 def _calls(subject: Subject, bare: Send) -> dict[str, Call]:
@@ -83,23 +81,26 @@ def _calls(subject: Subject, bare: Send) -> dict[str, Call]:
     }
 
 
-def _times(measured: list[Run], subjects: list[Subject], interface: str) -> list[float]:
-    """How long a bare view took, whichever guard it took turns with."""
-    names = [subject.name for subject in subjects if subject.interface == interface]
-    return [time for run in measured for name in names for time in run[name][BARE]]
+def _pooled(measured: list[Run], names: list[str], what: str) -> list[list[float]]:
+    """The times of one call in each run, whichever guard it took turns with."""
+    return [[time for name in names for time in run[name][what]] for run in measured]
 
 
 def _rows(subjects: list[Subject], measured: list[Run], trips: dict[tuple[str, str], float]) -> Iterator[list[Cell]]:
+    everyone = [subject.name for subject in subjects]
     for what in (GET, SOCKET):
-        whole = [[time for times in run.values() for time in times[what]] for run in measured]
-        gets = [[time for times in run.values() for time in times[GET]] for run in measured]
-        yield _row(what, whole, gets, None, trips[subjects[0].name, what])
+        times = _pooled(measured, everyone, what)
+        yield _row(what, times, _pooled(measured, everyone, GET), None, trips[everyone[0], what])
+    for interface in dict.fromkeys(subject.interface for subject in subjects):
+        names = [subject.name for subject in subjects if subject.interface == interface]
+        times, gets = _pooled(measured, names, BARE), _pooled(measured, names, GET)
+        yield _row(f"{BARE}, {interface}: all of it", times, gets, None, 0)
     for subject in subjects:
-        times = [run[subject.name] for run in measured]
+        turns = [run[subject.name] for run in measured]
         for what, aim in ((FIRST, subject.first_target), (REPLAY, subject.replay_target)):
-            added = [[time - median(each[BARE]) for time in each[what]] for each in times]
+            added = [[time - median(each[BARE]) for time in each[what]] for each in turns]
             name = f"{subject.name}: {what}"
-            yield _row(name, added, [each[GET] for each in times], aim, trips[subject.name, what])
+            yield _row(name, added, [each[GET] for each in turns], aim, trips[subject.name, what])
 
 
 def _row(name: str, added: list[list[float]], gets: list[list[float]], aim: float | None, trips: float) -> list[Cell]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import redis
 
 from flask_idempotent.core.machine import head_of
 from flask_idempotent.core.record import State
-from flask_idempotent.core.store import Claim, OnOutage, Terms
+from flask_idempotent.core.store import Claim, Terms
 from flask_idempotent.stores import scripts
 from flask_idempotent.stores.wire import pack
 from tests.servers.standalone import RedisProcess
@@ -19,8 +22,8 @@ from ..table import Cell, markdown
 CONNECTIONS = 200
 DAY = 86_400_000  # milliseconds
 PAYLOAD = bytes(350)  # of a finished record of about the usual size
-TERMS = Terms(lease_ms=30_000, ttl_ms=DAY, wait_ms=0, max_runtime_ms=DAY, resume=True, on_outage=OnOutage.LOCAL)
-HEADS = ("what Redis is asked", "CPU us", "a second")
+TERMS = Terms(lease_ms=30_000, ttl_ms=DAY)
+HEADS = ("what Redis is asked", "CPU us", "a second", "with `appendonly yes`, CPU us", "a second")
 EXPLANATION = f"""
 Redis' processor time for a question, with {CONNECTIONS} connections that ask in turns, as workers do, and how
 many it could answer in a second if it did nothing else. A first run is a claim and an outcome.
@@ -34,30 +37,44 @@ def section(server: RedisProcess, rounds: int) -> str:
 
     :param rounds: how often each connection asks.
     """
-    return f"{EXPLANATION}\n{markdown(HEADS, _rows(server, rounds))}"
+    took = _asked(server, rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        durable = RedisProcess(Path(directory), "--appendonly", "yes").start()
+        try:
+            written = _asked(durable, rounds)
+        finally:
+            durable.stop()
+    rows: list[list[Cell]] = [[name, *_cells(took[name]), *_cells(written[name])] for name in took]
+    return f"{EXPLANATION}\n{markdown(HEADS, rows)}"
 
 
-def _rows(server: RedisProcess, rounds: int) -> Iterator[list[Cell]]:
-    with redis.Redis(port=server.port, protocol=2) as client:
+def _cells(micros: float) -> tuple[Cell, Cell]:
+    return micros, f"{1e6 / micros:,.0f}"
+
+
+def _asked(server: RedisProcess, rounds: int) -> dict[str, float]:
+    """Microseconds of each question."""
+    asked: dict[str, Command] = {
+        "GET": lambda n: pack("GET", _key(n)),
+        "a claim for a new key": _claim,
+        "an outcome": _outcome,
+        "a claim for a finished key: a replay": _claim,
+    }
+    with redis.Redis(port=server.port, protocol=2) as client, ExitStack() as opened:
         client.flushall()
         for script in scripts.SCRIPTS:
             client.script_load(script.text)
-        sockets = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(CONNECTIONS)]
-        for each in sockets:
-            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        asked: dict[str, Command] = {
-            "GET": lambda n: pack("GET", _key(n)),
-            "a claim for a new key": _claim,
-            "an outcome": _outcome,
-            "a claim for a finished key: a replay": _claim,
-        }
+        sockets = [opened.enter_context(_connected(server)) for _ in range(CONNECTIONS)]
         took = {name: _cpu_per_command(client, sockets, command, rounds) for name, command in asked.items()}
-        for each in sockets:
-            each.close()
         client.flushall()
     took["a first run"] = took["a claim for a new key"] + took["an outcome"]
-    for name, micros in took.items():
-        yield [name, micros, f"{1e6 / micros:,.0f}"]
+    return took
+
+
+def _connected(server: RedisProcess) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
 
 
 def _cpu_per_command(client: redis.Redis, sockets: list[socket.socket], command: Command, rounds: int) -> float:
