@@ -62,7 +62,8 @@ def _measured(server: RedisProcess, runs: int, rounds: int) -> str:
     for subject in subjects:
         subject.check()
     floors: dict[str, Call] = {GET: floor.redis_py(server), SOCKET: floor.raw_socket(server)}
-    bare = {"WSGI": wsgi.bare(View()), "ASGI": asgi.bare(View())}
+    makers = {"WSGI": wsgi.bare, "ASGI": asgi.bare}
+    bare = {interface: makers[interface](View()) for interface in {subject.interface for subject in subjects}}
     turns = {subject.name: floors | _calls(subject, bare[subject.interface]) for subject in subjects}
     for calls in turns.values():
         take_turns(calls, rounds // 5)  # to warm up

@@ -24,6 +24,7 @@ SILENT_SECONDS: Final = 1.0  # after which a master may be another, for all that
 AGAIN_SECONDS: Final = 1.0  # after which sentinels are asked again that did not answer
 
 Settings = Mapping[str, Any]
+_ONLY: Final[Place] = ("", 0)  # stands for the one place there is
 
 
 class Nodes(ABC):
@@ -116,7 +117,7 @@ class OneServer(Nodes):
     @property
     def pool(self) -> Pool:
         """The connections of this process."""
-        return self._pools().at(("", 0))
+        return self._pools().at(_ONLY)
 
     def exchange(
         self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
@@ -126,7 +127,7 @@ class OneServer(Nodes):
 
     def client(self) -> Redis:
         """See :class:`Nodes`."""
-        return self._client_at(("", 0))
+        return self._client_at(_ONLY)
 
     def _settings_at(self, place: Place) -> dict[str, Any]:
         return self._settings

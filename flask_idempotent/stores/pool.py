@@ -52,8 +52,15 @@ class Pool:
         """
         wire = self._kept() or self._take(urgent)
         try:
-            replies = None if wire is None else _if_alive(wire, commands, count, more)
-            if wire is None or replies is None:
+            if wire is not None:
+                try:
+                    replies = wire.exchange(commands, count, more)
+                except TimeoutError:
+                    raise
+                except OSError:  # it was kept, and is gone
+                    wire.close()
+                    wire = None
+            if wire is None:
                 wire = self._new()
                 replies = wire.exchange(commands, count, more)
         except BaseException:  # a greenlet may be killed here, too: nobody may read the reply that is under way
@@ -127,17 +134,6 @@ class Pool:
             self._made -= 1
             if self._waiting:
                 self._freed.notify()
-
-
-def _if_alive(wire: Wire, commands: bytes, count: int, more: More | None) -> list[Reply] | None:
-    """The replies; None where the connection, which was kept, is gone."""
-    try:
-        return wire.exchange(commands, count, more)
-    except TimeoutError:
-        raise
-    except OSError:
-        wire.close()
-        return None
 
 
 class Pools:

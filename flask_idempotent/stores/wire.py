@@ -69,14 +69,16 @@ class Wire:
         :raises OSError: the connection is of no use any more.
         """
         replies = self._exchange(commands, count)
-        following = more(replies) if more else b""
-        return replies + self._exchange(following, 1) if following else replies
+        if more is not None and (following := more(replies)):
+            replies += self._exchange(following, 1)
+        return replies
 
     def _exchange(self, commands: bytes, count: int) -> list[Reply]:
         self._socket.sendall(commands)
         self._receive()
         try:
-            if count == 1 and (reply := self._whole_reply()) is not None:
+            if count == 1 and (reply := _whole_reply(self._buffer)) is not None:
+                self._buffer = b""
                 return [reply]
             replies = [self._reply() for _ in range(count)]
         except ValueError as error:  # a length that is no number
@@ -89,21 +91,6 @@ class Wire:
     def close(self) -> None:
         """Hang up. Safe in a forked process: the parent's session goes on."""
         self._connection.disconnect()
-
-    def _whole_reply(self) -> bytes | int | None:
-        """The reply that has come, where it is a string or a number and has come as a whole, as nearly all do."""
-        data = self._buffer
-        end = data.find(b"\r\n")
-        if end < 0:
-            return None
-        if end == len(data) - 2 and data[:1] == b":":
-            reply: bytes | int = int(data[1:end])
-        elif data[:1] == b"$" and int(data[1:end]) == len(data) - end - 4 and data[-2:] == b"\r\n":
-            reply = data[end + 2 : -2]
-        else:
-            return None
-        self._buffer = b""
-        return reply
 
     def _reply(self) -> Reply:
         line = self._line()
@@ -151,3 +138,13 @@ class Wire:
             pieces.append(data)
             missing -= len(data)
         self._buffer, self._at = b"".join(pieces), 0
+
+
+def _whole_reply(data: bytes) -> bytes | int | None:
+    """The reply that is all of ``data``, where it is a string or a number, as nearly all are."""
+    end = data.find(b"\r\n")
+    if end < 0:
+        return None
+    if data[:1] == b"$" and data[-2:] == b"\r\n" and int(data[1:end]) == len(data) - end - 4:
+        return data[end + 2 : -2]
+    return int(data[1:end]) if data[:1] == b":" and end == len(data) - 2 else None
