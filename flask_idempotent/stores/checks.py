@@ -13,7 +13,8 @@ from .cluster import ClusterNodes
 from .failures import ERRORS, store_error
 from .findings import Finding, Level, per_server
 from .nodes import Nodes, SentinelNodes
-from .redis import RedisStore, translated
+from .questions import translated
+from .redis import RedisStore
 from .servers import EVICTION, PERSISTENCE, ROLE, SAFE_POLICY, Server, look
 from .trial import scratch_key, try_out
 from .wire import Reply, ServerError, pack

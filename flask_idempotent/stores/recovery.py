@@ -18,7 +18,8 @@ from ..core.record import MARK, OWNER, OWNER_SIZE, NewerRecord, State, Unreadabl
 from ..core.steps import is_journal, merge_journals
 from ..core.store import StoreError
 from .local import Debt, LocalTier
-from .redis import Copy, RedisStore, Restored
+from .redis import RedisStore
+from .writeback import Copy, Restored
 
 log = logging.getLogger("flask_idempotent")
 

@@ -3,70 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from ..core.machine import head_of
-from ..core.record import (
-    ATTEMPT,
-    DEADLINE_SIZE,
-    HEAD_SIZE,
-    OWNER,
-    UNDATED_SIZE,
-    VERSION,
-    State,
-    is_running,
-    pack_deadline,
-    read_head,
-)
+from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, VERSION, State, is_running
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
-from .failures import ERRORS, store_error
+from .failures import store_error
 from .nodes import Nodes
+from .questions import translated
 from .scripts import Script
 from .servers import run_ids
 from .wakeups import Wakeups
-from .wire import More, Reply, ServerError, pack
+from .wire import Reply, ServerError, pack
+from .writeback import WriteBack
 
-PORTION_BYTES: Final = 1 << 20  # of records in one pipeline
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
 PING: Final = pack("PING")
 _NEW: Final = 1  # the answer to a claim for a key under which nothing stood
 _CLAIM: Final = bytes((VERSION,)) + State.PENDING.value  # what the record of a claim begins with
 
 
-Value = TypeVar("Value")
-
-
-class Restored(IntEnum):
-    """What came of writing a record back after an outage."""
-
-    WRITTEN = 1
-    PENDING_ELSEWHERE = 2
-    DONE_ELSEWHERE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A record on its way back to Redis.
-
-    :param key: the storage key.
-    :param record: the whole record.
-    :param ttl_ms: what is left of its retention.
-    :param lease_ms: for a pending one, the lease that it gets.
-    """
-
-    key: str
-    record: bytes
-    ttl_ms: int
-    lease_ms: int = 0
-
-
-class RedisStore:
+class RedisStore(WriteBack):
     """A store shared by all workers that reach the same Redis.
 
     :param nodes: the servers.
@@ -76,7 +37,7 @@ class RedisStore:
     """
 
     def __init__(self, nodes: Nodes, *, alone: bool = False, min_replicas: int = 0, wait_ms: int | None = None) -> None:
-        self.nodes = nodes
+        super().__init__(nodes)
         self.condition = Condition(nodes)
         self.min_replicas = min_replicas
         self._alone = alone
@@ -180,24 +141,6 @@ class RedisStore:
         """Milliseconds for which a key is still kept; 0 where nothing stands."""
         return max(int(self._command("PTTL", key)), 0)
 
-    def restore(self, copies: Sequence[Copy]) -> list[Restored | StoreError]:
-        """Write back what was decided while Redis was away, in pipelines.
-
-        :return: for each what came of it; an error that is an outage is raised.
-        """
-        results: list[Restored | StoreError] = []
-        for some in _portions(copies, lambda copy: len(copy.record)):
-            answers = self._run_all(scripts.RESTORE, [_restoration(copy) for copy in some])
-            results += [store_error(one) if isinstance(one, ServerError) else Restored(one) for one in answers]
-            _raise_outage(results)
-        return results
-
-    def marks(self, keys: Sequence[str]) -> list[Reply]:
-        """State, attempt and owner of each record as in its :data:`~flask_idempotent.core.record.MARK`, in a pipeline;
-        None where there is none, an error where that cannot be told.
-        """
-        return self._run_all(scripts.MARKS, [(key, ()) for key in keys])
-
     def get(self, key: str) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         return cast(bytes | None, self._command("GET", key))
@@ -209,28 +152,6 @@ class RedisStore:
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
         return bool(self._command("DEL", key))
-
-    def set_absent(self, values: Sequence[tuple[str, bytes, int]]) -> None:
-        """Put bytes under keys where nothing stands, in pipelines.
-
-        :param values: key, bytes, and milliseconds for which they are kept.
-        """
-        for some in _portions(values, lambda value: len(value[1])):
-            with translated:
-                commands = [(key, pack("SET", key, value, "PX", ttl_ms, "NX")) for key, value, ttl_ms in some]
-                replies = self.nodes.exchange_all(commands)
-            _raise_outage([store_error(reply) for reply in replies if isinstance(reply, ServerError)])
-
-    def put_back(self, finished: Sequence[tuple[str, bytes, int]]) -> None:
-        """Put finished records where nothing stands, without a script: many of them, on a server that is empty.
-
-        :param finished: key, record, and the milliseconds that are left of its retention.
-        """
-        if finished:
-            with translated:
-                ((seconds, micros),) = cast(Any, self.nodes.exchange(finished[0][0], pack("TIME"), 1))
-            now = int(seconds) * 1000 + int(micros) // 1000
-            self.set_absent([(key, _until(record, now + left), left) for key, record, left in finished])
 
     def servers(self) -> str | None:
         """The servers that take writes, each by the id of its present run; None where nobody may ask.
@@ -280,10 +201,6 @@ class RedisStore:
         self.nodes.doubt(key)  # they may follow another master by now
         return StoreError(f"only {replicas} of {self.min_replicas} replicas have the record", outage=True)
 
-    def _run(self, script: Script, key: str, *args: bytes | int) -> Reply:
-        (answer,) = self._send(script, key, args)
-        return answer
-
     def _run_durably(
         self, script: Script, key: str, args: Sequence[bytes | int], wrote: Callable[[Reply], bool]
     ) -> tuple[Reply, StoreError | None]:
@@ -301,48 +218,6 @@ class RedisStore:
         answer, *replicas = self._send(script, key, args, more)
         return answer, self._lacking(key, replicas[0]) if replicas else None
 
-    def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: More | None = None) -> list[Reply]:
-        try:
-            replies = self.nodes.exchange(key, script.call(key, *args), 1, more=more)
-            if _is_unknown(replies[0]):
-                replies = self.nodes.exchange(key, script.whole(key, *args), 1, more=more)
-            for reply in replies:
-                if isinstance(reply, ServerError):
-                    raise reply
-        except ERRORS as error:
-            raise store_error(error) from error
-        return replies
-
-    def _run_all(self, script: Script, calls: Sequence[tuple[str, Sequence[bytes | int]]]) -> list[Reply]:
-        """Run a script for each key; an error is returned in its place."""
-        if not calls:
-            return []
-        with translated:
-            replies = self.nodes.exchange_all([(key, script.call(key, *args)) for key, args in calls])
-            if any(map(_is_unknown, replies)):
-                replies = self.nodes.exchange_all([(key, script.whole(key, *args)) for key, args in calls])
-            return replies
-
-    def _command(self, name: str, key: str, *args: bytes | str | int) -> Reply:
-        with translated:
-            (reply,) = self.nodes.exchange(key, pack(name, key, *args), 1)
-            if isinstance(reply, ServerError):
-                raise reply
-            return reply
-
-
-class _Translated:
-    """Turns the client's and the server's errors into the one error that the guard knows."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
-        if isinstance(error, ERRORS):
-            raise store_error(error) from error
-
-
-translated: Final = _Translated()
-
 
 def _timed(answer: Any) -> tuple[int, bytes | None]:
     """The server's clock and the record from one string, or nil where there is no record."""
@@ -356,39 +231,3 @@ def _is_own(answer: Any, claim: Claim) -> bool:
     record = answer[DEADLINE_SIZE:]
     is_claim = len(record) == HEAD_SIZE and record[:2] == _CLAIM and any(record[ATTEMPT])
     return is_claim and record[OWNER] == claim.owner
-
-
-def _is_unknown(reply: Reply) -> bool:
-    return isinstance(reply, ServerError) and reply.code == "NOSCRIPT"
-
-
-def _portions(values: Sequence[Value], size: Callable[[Value], int]) -> Iterator[list[Value]]:
-    """Values in parts that are not too long to be sent within the time that a server has to answer."""
-    some: list[Value] = []
-    total = 0
-    for value in values:
-        some.append(value)
-        total += size(value)
-        if total >= PORTION_BYTES:
-            yield some
-            some, total = [], 0
-    if some:
-        yield some
-
-
-def _raise_outage(results: Sequence[object]) -> None:
-    for result in results:
-        if isinstance(result, StoreError) and result.outage:
-            raise result
-
-
-def _until(record: bytes, deadline: int) -> bytes:
-    """A record with another deadline."""
-    return record[:UNDATED_SIZE] + pack_deadline(deadline) + record[HEAD_SIZE:]
-
-
-def _restoration(copy: Copy) -> tuple[str, tuple[bytes | int, ...]]:
-    record, head = copy.record, read_head(copy.record)
-    left = {State.PENDING: copy.lease_ms, State.DONE: copy.ttl_ms}.get(head.state, 0)
-    parts = (record[:UNDATED_SIZE], left, record[HEAD_SIZE:])
-    return copy.key, (head.owner, head.fingerprint, *parts, max(copy.ttl_ms, left, 1))

@@ -18,10 +18,11 @@ from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claim, Claimed, Found, OnOutage, StoreError, StoreFull
 from flask_idempotent.stores import breaker
 from flask_idempotent.stores.memory import MemoryStore
-from flask_idempotent.stores.redis import Copy, RedisStore, Restored
+from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.tier import Copies, LocalTier
 from flask_idempotent.stores.tiered import TieredStore
+from flask_idempotent.stores.writeback import Copy, Restored
 
 from ..servers.standalone import RedisProcess
 from .conftest import Connect, memory

@@ -17,7 +17,8 @@ import redis
 from flask_idempotent.core.record import State
 from flask_idempotent.core.store import Claimed, Found, Store, StoreError
 from flask_idempotent.stores import wakeups
-from flask_idempotent.stores.redis import Copy, RedisStore, Restored
+from flask_idempotent.stores.redis import RedisStore
+from flask_idempotent.stores.writeback import Copy, Restored
 
 from ..servers.process import until
 from ..servers.standalone import RedisProcess

@@ -12,8 +12,9 @@ from redis.crc import key_slot
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.steps import journal_key
 from flask_idempotent.core.store import Claim, Claimed, Found, StoreError
-from flask_idempotent.stores.redis import Copy, RedisStore, Restored
+from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.scripts import SCRIPTS
+from flask_idempotent.stores.writeback import Copy, Restored
 
 from ..servers.link import Link
 from ..servers.standalone import RedisProcess

@@ -12,8 +12,9 @@ import redis
 from flask_idempotent.core.machine import Mismatch, Replay, judge
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claimed, Found, Gone, StoreError, StoreFull
-from flask_idempotent.stores.redis import Copy, RedisStore, Restored
+from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.servers import look
+from flask_idempotent.stores.writeback import Copy, Restored
 
 from ..servers.binaries import NAMES
 from ..servers.ports import free_port
