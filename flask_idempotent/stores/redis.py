@@ -52,7 +52,7 @@ class RedisStore(WriteBack):
         answer, lacking = self._run_durably(scripts.CLAIM, claim.key, args, lambda answer: _is_own(answer, claim))
         self.condition.log_once()
         if not _is_own(answer, claim):
-            return Found(answer[DEADLINE_SIZE:], int(answer[:DEADLINE_SIZE]))
+            return _found(answer)
         attempt = 1 if answer == _NEW else int.from_bytes(answer[DEADLINE_SIZE:][ATTEMPT], "big")
         if lacking:
             self.take_back(claim._replace(attempt=attempt))
@@ -134,8 +134,8 @@ class RedisStore(WriteBack):
 
     def peek(self, key: str) -> Found | None:
         """What stands under a key, by the server's clock."""
-        now, record = _timed(self._run(scripts.PEEK, key))
-        return None if record is None else Found(record, now)
+        answer = self._run(scripts.PEEK, key)
+        return None if answer is None else _found(answer)
 
     def left(self, key: str) -> int:
         """Milliseconds for which a key is still kept; 0 where nothing stands."""
@@ -219,9 +219,9 @@ class RedisStore(WriteBack):
         return answer, self._lacking(key, replicas[0]) if replicas else None
 
 
-def _timed(answer: Any) -> tuple[int, bytes | None]:
-    """The server's clock and the record from one string, or nil where there is no record."""
-    return (0, None) if answer is None else (int(answer[:DEADLINE_SIZE]), answer[DEADLINE_SIZE:])
+def _found(answer: bytes) -> Found:
+    """The server's clock and the record, which come in one string."""
+    return Found(answer[DEADLINE_SIZE:], int(answer[:DEADLINE_SIZE]))
 
 
 def _is_own(answer: Any, claim: Claim) -> bool:
