@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from .memory import MemoryStore, RecordCache
 from .source import THRESHOLD, TYPES, kind, refusal
 
 __all__ = ["lent_backend", "open_store", "own_backend"]
+
+log = logging.getLogger("flask_idempotent")
 
 _RECORD_CACHE: Final = f"{RecordCache.__module__}.{RecordCache.__qualname__}"
 _CLUSTER_CACHE: Final = f"{__name__}.addresses.LazyClusterCache"
@@ -91,6 +94,7 @@ def open_store(
     if isinstance(backend, SimpleCache):
         if settings.local_tier == "shared":
             return _shared_tier(settings, "alone")
+        _tell_unused(settings)
         return MemoryStore(backend if isinstance(backend, RecordCache) else RecordCache(threshold))
     from .addresses import nodes_of
     from .redis import RedisStore
@@ -98,6 +102,8 @@ def open_store(
 
     nodes = nodes_of(backend, settings.store_timeout)
     local: LocalTier
+    if settings.local_tier in (None, "memory"):
+        _tell_unused(settings)
     if settings.local_tier is None:
         local = NoTier()
     elif settings.local_tier == "memory":
@@ -106,6 +112,12 @@ def open_store(
         local = _shared_tier(settings, nodes.name)
     alone = settings.local_tier is None
     return TieredStore(local, RedisStore(nodes, alone=alone, min_replicas=settings.min_replicas), notify)
+
+
+def _tell_unused(settings: Settings) -> None:
+    """Say that the shared tier is not used where its file was named: somebody may think that it is."""
+    if settings.shared_path is not None:
+        log.warning('idempotency: IDEMPOTENCY_SHARED_PATH is not used without IDEMPOTENCY_LOCAL_TIER = "shared"')
 
 
 def _shared_tier(settings: Settings, beside: str) -> LocalTier:

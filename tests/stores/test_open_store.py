@@ -464,3 +464,28 @@ def test_our_own_memory_backend_is_used_as_it_is() -> None:
     store = open_store(backend, Settings())
     store.claim(claim_of())
     assert len(backend) == 1
+
+
+NAMED = Path("/dev/shm/shop/records.sqlite")
+UNUSED = "IDEMPOTENCY_SHARED_PATH is not used"
+
+
+@pytest.mark.parametrize(
+    ("config", "local_tier", "told"),
+    [
+        ({}, "auto", True),
+        ({}, "memory", True),
+        ({}, "shared", False),
+        ({"IDEMPOTENCY_CACHE_REDIS_URL": "redis://127.0.0.1:1"}, "memory", True),
+        ({"IDEMPOTENCY_CACHE_REDIS_URL": "redis://127.0.0.1:1"}, None, True),
+        ({"IDEMPOTENCY_CACHE_REDIS_URL": "redis://127.0.0.1:1"}, "auto", False),
+    ],
+)
+def test_a_file_that_is_named_for_nothing_is_told(
+    opened: Opened, caplog: pytest.LogCaptureFixture, config: dict[str, Any], local_tier: str | None, told: bool
+) -> None:
+    opened(config, settings=Settings(local_tier=local_tier, on_outage=OnOutage.REJECT, shared_path=NAMED))
+    assert (UNUSED in caplog.text) == told
+    caplog.clear()
+    opened(config, settings=Settings(local_tier=local_tier, on_outage=OnOutage.REJECT))
+    assert UNUSED not in caplog.text
