@@ -79,7 +79,7 @@ class Runner:
         seed = functools.partial(derivation_seed, digest, mark)
         call = functools.partial(app.ensure_sync(function), *args, **kwargs)
         if isinstance(begun, Run):
-            active = Active(key, begun.claim.attempt, seed, state.store, begun.claim)
+            active = Active(key, begun.claim.attempt, seed, state.store, begun.claim, settings.docs_url)
             return json.loads(_execute(state.guard, begun, active, call, settings))
         return json.loads(_result(Active(key, 1, seed), call, settings.max_body))
 

@@ -591,3 +591,20 @@ def test_where_nobody_may_guess_a_killed_process_leaves_an_unknown_outcome(
         return caught.type is OutcomeUnknown
 
     eventually(refused, within=30)
+
+
+def test_a_step_that_must_not_be_repeated_says_where_to_read_about_it(make_app: Callable[..., Flask]) -> None:
+    docs = "https://shop.example/docs/errors"
+    idempotency = make_app(docs_url=docs).extensions["idempotency"]
+
+    def send() -> None:
+        raise ConnectionError("it may have been sent")
+
+    def mail() -> Any:
+        return current_idempotency.step("mail", send, at_most_once=True)
+
+    with pytest.raises(ConnectionError):
+        idempotency.run("k", mail)
+    with pytest.raises(OutcomeUnknown) as told:
+        idempotency.run("k", mail)
+    assert told.value.docs_url == docs
