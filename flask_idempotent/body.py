@@ -20,7 +20,6 @@ from .core.fingerprint import form_body, json_body, raw_body, streamed_body
 MEMORY_LIMIT: Final = 512 * 1024  # bytes; what is longer goes to a temporary file
 _SHORT_DIGITS: Final = 5  # of a length of less than 100 kB
 _CHUNK: Final = 64 * 1024
-_NOT_PARSED: Final = (..., ...)  # as Werkzeug has it: by get_json(), and by get_json(silent=True)
 _MULTIPART: Final = "multipart/form-data"
 _FORMS: Final = (_MULTIPART, "application/x-www-form-urlencoded")
 
@@ -54,7 +53,8 @@ def read_body(request: Request, ignored: frozenset[str]) -> Body:
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
     if request.is_json:
-        return Body(json_body(_data(request), ignored, partial(_spare_parsing, request)))
+        data = _data(request)
+        return Body(json_body(data, ignored, partial(_spare_parsing, request, data)))
     if is_form(request):
         return _read_form(request, ignored)
     if "_cached_data" in request.__dict__:
@@ -62,12 +62,35 @@ def read_body(request: Request, ignored: frozenset[str]) -> Body:
     return Body(streamed_body(_spool(request)[1]))
 
 
-def _spare_parsing(request: Request, value: Any) -> None:
-    """Let ``get_json`` give what the body was parsed to for its digest, where it would have parsed it just so."""
-    parser = getattr(type(request.json_module), "loads", None)
-    as_usual = parser is DefaultJSONProvider.loads and type(request).get_json is Request.get_json
-    if as_usual and request._cached_json == _NOT_PARSED:
-        request._cached_json = (value, value)
+class _Parsed:
+    """Stands in a request for the app's JSON provider. It gives once, without parsing, what the body was parsed to for
+    its digest; other bytes, and whatever else is asked, are the provider's.
+
+    :param provider: the app's.
+    :param data: the body.
+    :param value: what ``json.loads`` makes of it.
+    """
+
+    def __init__(self, provider: DefaultJSONProvider, data: bytes, value: Any) -> None:
+        self._provider = provider
+        self._data = data
+        self._values = [value]
+
+    def loads(self, s: str | bytes, **options: Any) -> Any:
+        """See :meth:`flask.json.provider.JSONProvider.loads`. What is given away may be changed: it goes once."""
+        if self._values and s == self._data and not options:
+            return self._values.pop()
+        return self._provider.loads(s, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+
+def _spare_parsing(request: Request, data: bytes, value: Any) -> None:
+    """Let the view have what the body was parsed to for its digest, where the app would parse it just so."""
+    provider = request.json_module
+    if type(provider) is DefaultJSONProvider and "loads" not in vars(provider):
+        request.json_module = _Parsed(provider, data, value)
 
 
 def _read_form(request: Request, ignored: frozenset[str]) -> Body:

@@ -225,7 +225,8 @@ def mark_unstored(response: Response) -> None:
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    headers = Headers([*stored.headers, (settings.replay_header, "true")])
+    headers = Headers(stored.headers)
+    headers[settings.replay_header] = "true"
     if stored.body is None:
         headers[OMITTED_HEADER] = "omitted"
     told = headers.to_wsgi_list()

@@ -14,8 +14,8 @@ def combine(purpose: str, *parts: bytes) -> bytes:
     :param purpose: what the digest is for, with a version; two purposes never share a digest.
     :return: 32 bytes.
     """
-    counted: list[bytes] = []
-    for part in (purpose.encode(), *parts):
+    counted = [b"%d:" % len(purpose), purpose.encode()]
+    for part in parts:
         size = len(part)
         counted += (_SIZES[size] if size < len(_SIZES) else b"%d:" % size, part)
     return hashlib.sha256(b"".join(counted)).digest()

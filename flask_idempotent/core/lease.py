@@ -14,14 +14,15 @@ log = logging.getLogger("flask_idempotent")
 
 RENEWALS_PER_LEASE = 3
 IDLE_SECONDS = 60.0
+LOOK_SECONDS = 1.0  # between two looks of a thread that has nothing to renew
 
 
 class Heartbeat:
     """Renews every registered claim three times per lease, all of a store's in one call.
 
     The thread starts with the first claim, after any fork, and ends when there was nothing to renew for a while. Until
-    then it looks often enough that no new claim has to wake it, unless its lease is shorter than all before: most
-    requests are over long before their first renewal is due.
+    then it looks once a second, so that no new claim has to wake it but those with the shortest leases: most requests
+    are over long before their first renewal is due.
 
     :param store: where the leases are.
     :param lost: called with a claim that another worker has taken over.
@@ -58,18 +59,15 @@ class _Pulse:
         self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
         self._in_flight: frozenset[bytes] = frozenset()
         self._wakes_at = float("inf")
-        self._shortest = IDLE_SECONDS  # interval that was ever asked for
         self._came = False  # whether a claim came since the thread last looked
         self._running = False
         self._stopping = False
 
     def add(self, claim: Claim) -> None:
-        now, interval = self._clock(), _interval(claim)
-        due = now + interval
+        now = self._clock()
+        due = now + _interval(claim)
         with self._lock:
             self._came = True
-            if interval < self._shortest:
-                self._shortest = interval
             if not self._running:
                 self._start()
             self._due[claim.owner] = (due, now + claim.terms.max_runtime_ms / 1000, claim)
@@ -116,7 +114,7 @@ class _Pulse:
                     self._in_flight = frozenset(claim.owner for claim in claims)
                     return claims
                 now = self._clock()
-                rest = min(self._shortest, IDLE_SECONDS)
+                rest = min(LOOK_SECONDS, IDLE_SECONDS)
                 self._wakes_at = min((due for due, _, _ in self._due.values()), default=now + rest)
                 woken = self._changed.wait(max(self._wakes_at - now, 0))
                 self._wakes_at = float("-inf")

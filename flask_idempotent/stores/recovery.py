@@ -16,7 +16,7 @@ from typing import Final
 
 from ..core.record import MARK, OWNER, OWNER_SIZE, NewerRecord, State, UnreadableRecord, read_head
 from ..core.steps import is_journal, merge_journals
-from ..core.store import StoreError
+from ..core.store import Claim, StoreError, Terms
 from .local import Debt, LocalTier
 from .redis import RedisStore
 from .writeback import Copy, Restored
@@ -49,7 +49,8 @@ class Recovery:
         self._shared = shared
         self._duplicated = duplicated
         self._lock = threading.Lock()
-        self._reported: set[tuple[str, bytes]] = set()
+        self._reported: set[tuple[str, bytes]] = set()  # in the log
+        self._twice: set[tuple[str, bytes]] = set()  # told as run twice
         self._seen = -1  # connections made when the servers were last told apart
         self._servers: str | None = None
         self._me = secrets.token_bytes(OWNER_SIZE)
@@ -187,10 +188,15 @@ class Recovery:
                 finished.append(one)
             elif mark != one[1][MARK]:
                 others.append(one)
-        self._shared.put_back(finished)
+        there = len(records) - len(finished) - len(others)
+        taken = self._shared.put_back(finished)
+        others += [one for one in finished if one[0] in taken]
         now = self._local.now()
-        self._shared.restore([Copy(key, record, left, _lease_left(record, now)) for key, record, left in others])
-        return len(records) - len(finished) - len(others)
+        copies = [Copy(key, record, left, _lease_left(record, now)) for key, record, left in others]
+        for copy, restored in zip(copies, self._shared.restore(copies), strict=True):
+            if restored is Restored.PENDING_ELSEWHERE and copy.record[1:2] == State.DONE.value:
+                self._local.owe(_holder(copy))  # that claim may be given back: then this outcome is to stand there
+        return there
 
     def _note_latest(self, servers: bytes) -> None:
         """Whether the worker whose turn it is has come so far that only what is older can be missing."""
@@ -211,6 +217,7 @@ class Recovery:
             paid_all = self._pay_batch(debts) and paid_all
         if paid_all:
             self._reported.clear()
+            self._twice.clear()
         return paid_all
 
     def _pay_batch(self, debts: Sequence[Debt]) -> bool:
@@ -247,10 +254,12 @@ class Recovery:
         if isinstance(restored, StoreError):
             return self._set_aside(debt, f"a record cannot be written back: {restored}")
         if restored is Restored.PENDING_ELSEWHERE:
-            return self._set_aside(debt, "a request runs here and elsewhere since an outage")
+            return self._set_aside(debt, "a request has begun elsewhere since an outage, and here as well")
         if restored is Restored.DONE_ELSEWHERE:
             if (debt.key, debt.owner) not in self._reported:
                 log.error("idempotency: %s ran here and elsewhere", debt.key, extra={"idempotency_key": debt.key})
+            if (debt.key, debt.owner) not in self._twice:
+                self._twice.add((debt.key, debt.owner))
                 self._duplicated(debt.key)
             if taken is not None and taken[0][1:2] == State.PENDING.value:  # not done here: its own host keeps it
                 return self._set_aside(debt, "a request still runs here that another host has finished")
@@ -277,6 +286,11 @@ def _owner(taken: tuple[bytes, int] | None) -> bytes | None:
 def _copy(debt: Debt, taken: tuple[bytes, int] | None) -> Copy:
     record, left = taken or (b"", 0)
     return Copy(debt.key, record, left, debt.lease_ms)
+
+
+def _holder(copy: Copy) -> Claim:
+    """The claim that a record was written by, as far as a debt has to know it."""
+    return Claim(copy.key, copy.record[OWNER], b"", Terms(lease_ms=copy.lease_ms, ttl_ms=copy.ttl_ms))
 
 
 def _is_record(key: str, value: bytes) -> bool:

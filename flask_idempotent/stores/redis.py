@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from ..core.machine import head_of
-from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, VERSION, State, is_running
+from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, UNDATED_SIZE, VERSION, State, is_running
 from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
@@ -229,5 +229,6 @@ def _is_own(answer: Any, claim: Claim) -> bool:
     if answer == _NEW:
         return True
     record = answer[DEADLINE_SIZE:]
-    is_claim = len(record) == HEAD_SIZE and record[:2] == _CLAIM and any(record[ATTEMPT])
-    return is_claim and record[OWNER] == claim.owner
+    if len(record) != HEAD_SIZE or record[:2] != _CLAIM or record[OWNER] != claim.owner:
+        return False
+    return any(record[ATTEMPT]) and record[UNDATED_SIZE:].isdigit()

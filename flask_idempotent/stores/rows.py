@@ -35,8 +35,9 @@ _PUT = (
 _PUT_NEW = "INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 _REPLACE = (
     "UPDATE records SET expires = ?, settled = ?, record = ? WHERE key = ? AND expires > ? AND substr(record, 1, ?) = ?"
-    " AND length(record) = ? AND substr(record, ?) NOT GLOB '*[^0-9]*'"
+    " AND length(record) = ? AND CAST(substr(record, ?) AS TEXT) GLOB ?"
 )
+_DIGITS = "[0-9]" * DEADLINE_SIZE
 _REMOVE = "DELETE FROM records WHERE key = ?"
 _PAGE = "SELECT rowid, key, record, expires FROM records WHERE rowid < ? ORDER BY rowid DESC LIMIT ?"
 _COUNT = (
@@ -96,8 +97,8 @@ class SqlRows:
 
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        values, claim = (expires, _is_settled(record), record), (UNDATED_SIZE, start, HEAD_SIZE, UNDATED_SIZE + 1)
-        return self._execute(_REPLACE, (*values, key, now, *claim)).rowcount > 0
+        claim = (UNDATED_SIZE, start, HEAD_SIZE, UNDATED_SIZE + 1, _DIGITS)
+        return self._execute(_REPLACE, (expires, _is_settled(record), record, key, now, *claim)).rowcount > 0
 
     def remove(self, key: str) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""

@@ -195,19 +195,15 @@ class Sessions:
 
     def close(self) -> None:
         """Close what nobody uses. Sessions can be lent again."""
-        while self._idle:
-            with suppress(IndexError):  # lent by another thread meanwhile
-                session = self._idle.pop()
-                session.close()
-                self._all.discard(session)
+        self._close_idle()
+        self._tell()
 
     def hold(self) -> None:
         """A fork is about to happen: let what is under way end, close everything, lend nothing."""
         turn = self._locks().turn
         with turn:
             self._forks += 1
-            turn.wait_for(lambda: not self._opening and len(self._idle) == len(self._all), FORK_SECONDS)
-        self.close()
+            turn.wait_for(self._all_closed, FORK_SECONDS)
 
     def resume(self) -> None:
         """The fork is over, in the parent."""
@@ -223,6 +219,20 @@ class Sessions:
             _left.append(session)
             inherited.update(session.identities.values())
         self._all, self._opening, self._waiting, self._forks, self._pid = set(), 0, 0, 0, os.getpid()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            with suppress(IndexError):  # lent by another thread meanwhile
+                session = self._idle.pop()
+                try:
+                    session.close()
+                finally:
+                    self._all.discard(session)
+
+    def _all_closed(self) -> bool:
+        """Close what nobody uses; whether that was all there is. One that is lent comes back, or is dropped."""
+        self._close_idle()
+        return not (self._all or self._opening)
 
     def _wait_for_one(self) -> Session:
         turn, found = self._locks().turn, list[Session]()

@@ -110,8 +110,11 @@ class SharedTable:
         """
         try:
             return self._once(lambda session: session.step(work))
-        except (Replaced, _Busy, StoreFull):
-            return None
+        except Replaced as replaced:
+            self._begin_anew(replaced)
+        except (_Busy, StoreFull):
+            pass
+        return None
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`."""

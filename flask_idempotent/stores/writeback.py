@@ -64,27 +64,33 @@ class WriteBack(Questions):
         """
         return self._run_all(scripts.MARKS, [(key, ()) for key in keys])
 
-    def set_absent(self, values: Sequence[tuple[str, bytes, int]]) -> None:
+    def set_absent(self, values: Sequence[tuple[str, bytes, int]]) -> set[str]:
         """Put bytes under keys where nothing stands, in pipelines.
 
         :param values: key, bytes, and milliseconds for which they are kept.
+        :return: the keys where something stood.
         """
+        taken: set[str] = set()
         for some in _portions(values, lambda value: len(value[1])):
             with translated:
                 commands = [(key, pack("SET", key, value, "PX", ttl_ms, "NX")) for key, value, ttl_ms in some]
                 replies = self.nodes.exchange_all(commands)
             _raise_outage([store_error(reply) for reply in replies if isinstance(reply, ServerError)])
+            taken.update(key for (key, _), reply in zip(commands, replies, strict=True) if reply is None)
+        return taken
 
-    def put_back(self, finished: Sequence[tuple[str, bytes, int]]) -> None:
+    def put_back(self, finished: Sequence[tuple[str, bytes, int]]) -> set[str]:
         """Put finished records where nothing stands, without a script: many of them, on a server that is empty.
 
         :param finished: key, record, and the milliseconds that are left of its retention.
+        :return: the keys where something stood.
         """
-        if finished:
-            with translated:
-                ((seconds, micros),) = cast(Any, self.nodes.exchange(finished[0][0], pack("TIME"), 1))
-            now = int(seconds) * 1000 + int(micros) // 1000
-            self.set_absent([(key, _until(record, now + left), left) for key, record, left in finished])
+        if not finished:
+            return set()
+        with translated:
+            ((seconds, micros),) = cast(Any, self.nodes.exchange(finished[0][0], pack("TIME"), 1))
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return self.set_absent([(key, _until(record, now + left), left) for key, record, left in finished])
 
 
 def _portions(values: Sequence[Value], size: Callable[[Value], int]) -> Iterator[list[Value]]:

@@ -53,3 +53,14 @@ def test_two_purposes_never_share_a_digest(one: str, other: str) -> None:
 def test_a_purpose_is_not_mistaken_for_a_part() -> None:
     assert combine("p", b"x") != combine("p1:x")
     assert combine("", b"p") != combine("p", b"")
+
+
+def test_a_purpose_is_counted_in_characters_and_a_part_in_bytes() -> None:
+    """As it was when the first keys were made."""
+    assert combine("größe", "é".encode()) == hashlib.sha256("5:größe2:é".encode()).digest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 99, 100, 255, 256, 257, 1000])
+def test_a_part_of_any_size_is_counted(size: int) -> None:
+    part = b"x" * size
+    assert combine("p", part, b"") == hashlib.sha256(b"1:p%d:%b0:" % (size, part)).digest()

@@ -124,6 +124,10 @@ DAMAGED = {
     "a deadline with a sign": record_of(P)[: HEAD_SIZE - DEADLINE_SIZE] + b"+000000000001",
     "a deadline with a gap": record_of(P)[: HEAD_SIZE - DEADLINE_SIZE] + b" 000000000001",
     "a deadline of words": record_of(P)[: HEAD_SIZE - DEADLINE_SIZE] + b"1_00000000000",
+    "a deadline of words in a claim of our own": record_of(P, ME)[: HEAD_SIZE - DEADLINE_SIZE] + b"1_00000000000",
+    "a deadline with a NUL in a claim of our own": record_of(P, ME)[: HEAD_SIZE - DEADLINE_SIZE] + b"12\x0000000000ab",
+    "no attempt in a claim of our own": record_of(P, ME).replace(b"P\x00\x01", b"P\x00\x00", 1),
+    "a claim of our own with a payload": record_of(P, ME) + b"more",
     "version 0": b"\x00" + record_of(F)[1:],
 }
 NEWER = {

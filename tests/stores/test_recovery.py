@@ -18,6 +18,7 @@ from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claim, Claimed, Found, OnOutage, StoreError, StoreFull
 from flask_idempotent.stores import breaker
 from flask_idempotent.stores.memory import MemoryStore
+from flask_idempotent.stores.recovery import Recovery
 from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.tier import Copies, LocalTier
@@ -773,3 +774,32 @@ def test_a_late_worker_does_not_win_by_an_outage(
     assert answered_by(other) == OTHER
     assert len(reports(caplog)) == 1
     assert read_head(server.get(KEY)).fingerprint == SAME
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["given back", "finished elsewhere"])
+def test_an_outcome_finds_its_way_back_past_a_claim_that_was_granted_by_an_empty_redis(
+    connect: Connect, redis_server: RedisProcess, server: redis.Redis, ended: bool
+) -> None:
+    """Between the restart and the return of the record another host may have asked, and be refused only then."""
+    local, shared, other = memory(), connect(redis_server.port), connect(redis_server.port)
+    twice: list[str] = []
+    recovery = Recovery(local, shared, twice.append)
+    recovery.meet()
+    for store in (local, shared):
+        store.claim(claim_of())
+        assert store.complete(claim_of(), payload_of(claim_of(), ME), TTL)
+    server.flushall()
+    local.remember("servers", b"those before the restart")
+    recovery.is_behind = True
+    other.claim(claim_of(OTHER))
+    assert recovery.glance(), "it is owed as long as another holds the key"
+    assert head_in(server) == (P, OTHER)
+    assert not recovery()
+    if ended:
+        assert other.withdraw(KEY, OTHER)
+    else:
+        assert other.complete(claim_of(OTHER), payload_of(claim_of(OTHER), OTHER), TTL)
+    assert recovery()
+    assert head_in(server) == (D, ME if ended else OTHER)
+    assert twice == ([] if ended else [KEY])
+    assert not local.owed_count()

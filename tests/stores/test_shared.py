@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -557,3 +558,66 @@ def test_of_many_at_once_one_gets_the_key_and_its_outcome_stays(shared: Make) ->
         ends = at_once([partial(stores[n % 4].complete, each, payload_of(each), TTL) for n, each in enumerate(claims)])
         assert [claim for claim, ended in zip(claims, ends, strict=True) if ended] == winners
         assert (stores[0].get(winners[0].key) or b"")[4:20] == winners[0].owner
+
+
+def test_a_fork_does_not_wait_for_connections_that_another_thread_has_closed(shared: Make) -> None:
+    store = shared()
+    table: Any = store._table
+    stop = threading.Event()
+
+    def close_again_and_again() -> None:
+        while not stop.is_set():
+            store.get(KEY)
+            store.close()
+
+    threads = [threading.Thread(target=close_again_and_again) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        longest = 0.0
+        for _ in range(60):
+            began = time.monotonic()
+            table._sessions.hold()
+            assert not table._sessions._all, "nothing is open while a process forks"
+            table._sessions.resume()
+            longest = max(longest, time.monotonic() - began)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert longest < sessions.FORK_SECONDS
+
+
+def test_a_connection_taken_while_a_fork_begins_is_closed_before_it(
+    shared: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lent without asking for the lock, and its thread has not looked yet whether there is a fork."""
+    store = shared()
+    store.get(KEY)
+    lent: Any = store._table._sessions  # type: ignore[attr-defined]
+    session = lent._idle.pop()  # as a thread does that is stopped just behind that
+    giving_back = threading.Timer(0.05, lent.give_back, [session])
+    giving_back.start()
+    lent.hold()
+    try:
+        assert not lent._all
+        assert not giving_back.is_alive()
+    finally:
+        lent.resume()
+        giving_back.join()
+
+
+def test_a_session_that_finds_the_file_deleted_takes_all_others_along(shared: Make, path: Path) -> None:
+    """Another one of the process may have looked at the file a moment ago, and would go on with the deleted one."""
+    store, other = shared(), shared()
+    claim = claim_of(ME)
+    table: Any = store._table
+    pair = [table._sessions.lend(), table._sessions.lend()]
+    for session in pair:
+        table._sessions.give_back(session)
+    store.claim(claim)
+    for part in list(path.parent.iterdir()):
+        part.unlink()
+    pair[0]._check_at, pair[1]._check_at = float("inf"), 0.0  # the last given back is the first that is lent
+    assert store.complete(claim, payload_of(claim), TTL)
+    assert isinstance(other.claim(claim_of(OTHER)), Found), "the outcome is in the file that all others see"
