@@ -16,6 +16,7 @@ from ..table import Cell, markdown
 from .serving import CONNECTIONS, THREADS, Load, load, memory, served
 
 WORKERS = (1, 2, 4)
+WARM_SECONDS = 1
 HEADS = ("guard", "workers", "first/s", "x bare", "Redis CPU us", "replays/s", "x bare", "Redis CPU us", "MiB each")
 EXPLANATION = f"""
 gunicorn with {THREADS} threads a worker, wrk with {CONNECTIONS} connections, all of it and Redis on this machine.
@@ -49,6 +50,9 @@ def _rows(guards: dict[str, dict[str, Any] | None], server: RedisProcess, second
         for workers in WORKERS:
             client.flushall()
             with served(workers, settings) as gunicorn:
+                load(
+                    gunicorn, WARM_SECONDS, fresh=True
+                )  # connections stay with whoever took them: let all workers come
                 first, first_cpu = _loaded(gunicorn, client, seconds, fresh=True)
                 bare.setdefault(workers, first)
                 taken = memory(gunicorn)
