@@ -146,8 +146,12 @@ class Pools:
         self._make = make
         self._by_place: dict[Place, Pool] = {}
         self._lock = threading.Lock()
-        self._counting = threading.Lock()
-        self.connects = 0  # how often a connection was made
+        self._made = _Count()
+
+    @property
+    def connects(self) -> int:
+        """How often a connection was made."""
+        return self._made.number
 
     @property
     def places(self) -> list[Place]:
@@ -162,7 +166,7 @@ class Pools:
                 pool = self._by_place.get(place)
                 if pool is None:
                     pool = self._make(place)
-                    pool.connected = self._count
+                    pool.connected = self._made.add
                     self._by_place[place] = pool
         return pool
 
@@ -178,6 +182,16 @@ class Pools:
         for pool in list(self._by_place.values()):
             pool.close()
 
-    def _count(self) -> None:
-        with self._counting:
-            self.connects += 1
+
+class _Count:
+    """A number that several threads add to. It knows nothing of the pools: no circle keeps what a forked process lets
+    go of, and with it the parent's sockets, from going at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.number = 0
+
+    def add(self) -> None:
+        with self._lock:
+            self.number += 1
