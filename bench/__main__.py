@@ -34,8 +34,8 @@ EXPLANATION = """
 JSON body of 200 bytes in, another for each key, which the view parses, and 300 out; Redis on loopback TCP. *Adds* is
 the median of the guarded view less the median of the same view bare; *p99* is the guarded view's 99th percentile less
 the same. In each of {runs} runs every guard takes {rounds} turns: first run, replay, bare view and the two floors, one
-by one in changing order; *x GET* is the ratio to the GET of the same turns. ASGI peers are
-compared with a bare ASGI view, on a loop that runs already.
+by one in changing order; *x GET* is the ratio to the GET of the same turns. ASGI peers are compared with a bare ASGI
+view, on a loop that runs already.
 """
 
 

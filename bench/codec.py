@@ -7,15 +7,14 @@ import bz2
 import importlib
 import json
 import lzma
-import random
 import zlib
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 from flask_idempotent.core.record import Head, State, StoredResponse, pack_payload, read_response
 
 from .measure import Call, take_turns
+from .requests import orders
 from .results import write
 from .table import Cell, markdown, median
 
@@ -73,7 +72,7 @@ def _packers(rounds: int) -> Iterator[list[Cell]]:
         writer, reader = zstandard.ZstdCompressor(level=1), zstandard.ZstdDecompressor()
         packers["zstandard 1"] = Codec(writer.compress, reader.decompress)
     for kib in KIB:
-        data = _document(kib * 1024)
+        data = json.dumps(orders(kib * 1024)).encode()
         for name, size, packing, reading in _measured(packers, data, rounds):
             yield [name, str(kib), len(data) / size, packing, reading]
 
@@ -99,28 +98,15 @@ def _from_json(raw: bytes) -> StoredResponse:
     return StoredResponse(status, tuple(map(tuple, headers)), base64.b64decode(body))
 
 
-def _document(size: int) -> bytes:
-    """Something like a list of orders, as JSON."""
-    chance, rows = random.Random(0), []
-    while len(data := json.dumps(rows).encode()) < size:
-        rows.append({"sku": f"{chance.getrandbits(64):x}", "price": len(rows) + 0.25, "tags": ["mug", "pen", "kettle"]})
-    return data[:size]
-
-
 def _module(name: str) -> Any:
-    return importlib.import_module(name) if _is_installed(name) else None
-
-
-def _is_installed(name: str) -> bool:
     try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
 
 
 def _missing() -> str:
-    missing = [name for name in OTHERS if not _is_installed(name)]
+    missing = [name for name in OTHERS if _module(name) is None]
     return f"Not installed (`pip install -r bench/peers.txt`): {', '.join(missing)}." if missing else ""
 
 

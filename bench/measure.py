@@ -55,6 +55,12 @@ def round_trips(client: Redis, call: Call, times: int = 20) -> float:
     return statistics.median(counts)  # what threads in the background ask now and then does not count
 
 
+def server_cpu(client: Redis) -> float:
+    """Seconds of processor time that a server has used."""
+    used = client.info("cpu")
+    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+
+
 def _reads(client: Redis) -> int:
     return int(client.info("stats")["total_reads_processed"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -43,3 +44,12 @@ _REST: Final = b', "items": ["%s"]}' % (b"x" * 138)
 def key(n: int) -> str:
     """The key of round ``n``, as long as a UUID."""
     return f"8e03978e-40d5-43dd-bc93-{n & 0xFFFFFFFFFFFF:012x}"
+
+
+def orders(size: int) -> dict[str, Any]:
+    """Something like a list of orders, of about so many bytes as JSON."""
+    chance, items = random.Random(0), []
+    for row in range(max(size // 100, 1)):
+        words = chance.sample(("mug", "pen", "kettle", "lamp", "blanket", "notebook"), 3)
+        items.append({"row": row, "sku": f"{chance.getrandbits(64):x}", "price": row + 0.25, "tags": words})
+    return {"items": items}

@@ -123,7 +123,7 @@ def _section(server: RedisProcess, rounds: int) -> str:
         for name in floors:
             beside[name] += times[name]
     told = {name: median(each) for name, each in beside.items()}
-    rows = [[part, *(column.get(part) for column in columns.values())] for part in (FLASK, *list(PARTS)[1:], WAITING)]
+    rows = [[part, *(column.get(part) for column in columns.values())] for part in (*PARTS, WAITING)]
     rows.append(["all of it", *(sum(column.values()) for column in columns.values())])
     text = EXPLANATION.format(rounds=rounds, clock=_cost(), **told)
     return f"{text}\n{markdown(['part', *columns], rows)}"
@@ -135,7 +135,6 @@ def _measured(
     """The times of the floors, and the medians of each part for a first run and a replay."""
     name = subject.name.removeprefix("ours: ").removesuffix(" before Redis").removesuffix(" alone")
     seen: dict[str, list[dict[str, int]]] = {f"{name}, first run": [], f"{name}, replay": []}
-
     send = clock.on(FLASK, subject.send)
 
     def call(kind: str, sent: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ from tests.servers.standalone import RedisProcess
 
 from .. import floor, ours, wsgi
 from ..measure import Call, take_turns
-from ..requests import BodyOf, View, key
+from ..requests import BodyOf, View, key, orders
 from ..subject import REPLAYED
 from ..table import Cell, markdown, median
 
@@ -37,7 +36,7 @@ def _rows(server: RedisProcess, rounds: int) -> Iterator[list[Cell]]:
         },
     }  # fmt: skip
     for kib in KIB:
-        document = _document(kib * 1024)
+        document = orders(kib * 1024)
         rest = json.dumps(document).encode()[1:]
         bare = wsgi.bare(View(document), _beginning_with("bare", rest))
         calls: dict[str, Call] = {"GET": floor.redis_py(server), "bare": lambda n, bare=bare: bare(key(n))}  # type: ignore[misc]
@@ -62,12 +61,3 @@ def _calls(name: str, send: wsgi.Send) -> dict[str, Call]:
         f"{name}: first run": lambda n: send(key(n)),
         f"{name}: replay": lambda _: send(REPLAYED),
     }
-
-
-def _document(size: int) -> dict[str, Any]:
-    """Something like an order, of about so many bytes as JSON."""
-    chance, items = random.Random(0), []
-    for row in range(max(size // 100, 1)):
-        words = chance.sample(("mug", "pen", "kettle", "lamp", "blanket", "notebook"), 3)
-        items.append({"row": row, "sku": f"{chance.getrandbits(64):x}", "price": row + 0.25, "tags": words})
-    return {"items": items}

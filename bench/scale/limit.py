@@ -17,6 +17,7 @@ from flask_idempotent.stores import scripts
 from flask_idempotent.stores.wire import pack
 from tests.servers.standalone import RedisProcess
 
+from ..measure import server_cpu
 from ..table import Cell, markdown
 
 CONNECTIONS = 200
@@ -79,19 +80,14 @@ def _connected(server: RedisProcess) -> socket.socket:
 
 def _cpu_per_command(client: redis.Redis, sockets: list[socket.socket], command: Command, rounds: int) -> float:
     """Microseconds."""
-    before = _cpu(client)
+    before = server_cpu(client)
     for turn in range(rounds):
         for number, each in enumerate(sockets):
             each.sendall(command(turn * CONNECTIONS + number))
         for each in sockets:
             if each.recv(4096)[:1] == b"-":
                 raise RuntimeError("Redis answered with an error")
-    return 1e6 * (_cpu(client) - before) / (rounds * CONNECTIONS)
-
-
-def _cpu(client: redis.Redis) -> float:
-    used = client.info("cpu")
-    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+    return 1e6 * (server_cpu(client) - before) / (rounds * CONNECTIONS)
 
 
 def _key(n: int) -> str:

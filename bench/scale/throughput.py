@@ -12,11 +12,12 @@ import redis
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.standalone import RedisProcess
 
+from ..measure import server_cpu
 from ..table import Cell, markdown
 from .serving import CONNECTIONS, THREADS, Load, load, memory, served
 
 WORKERS = (1, 2, 4)
-WARM_SECONDS = 1
+WARM_SECONDS = 1  # until all workers are there: connections stay with whoever took them
 HEADS = ("guard", "workers", "first/s", "x bare", "Redis CPU us", "replays/s", "x bare", "Redis CPU us", "MiB each")
 EXPLANATION = f"""
 gunicorn with {THREADS} threads a worker, wrk with {CONNECTIONS} connections, all of it and Redis on this machine.
@@ -50,9 +51,7 @@ def _rows(guards: dict[str, dict[str, Any] | None], server: RedisProcess, second
         for workers in WORKERS:
             client.flushall()
             with served(workers, settings) as gunicorn:
-                load(
-                    gunicorn, WARM_SECONDS, fresh=True
-                )  # connections stay with whoever took them: let all workers come
+                load(gunicorn, WARM_SECONDS, fresh=True)
                 first, first_cpu = _loaded(gunicorn, client, seconds, fresh=True)
                 bare.setdefault(workers, first)
                 taken = memory(gunicorn)
@@ -70,14 +69,9 @@ def _cells(seen: Load, unguarded: float, cpu: float) -> tuple[Cell, ...]:
 
 def _loaded(gunicorn: Gunicorn, client: redis.Redis, seconds: int, *, fresh: bool) -> tuple[Load, float]:
     """What came of a load, and Redis' CPU per request in microseconds."""
-    before = _cpu(client)
+    before = server_cpu(client)
     seen = load(gunicorn, seconds, fresh=fresh)
     tolerated = 0 if fresh else CONNECTIONS  # the first ones with the same key may meet while one of them runs
     if seen.failed > tolerated:
         raise RuntimeError(f"{seen.failed} of {seen.requests} requests failed")
-    return seen, 1e6 * (_cpu(client) - before) / seen.requests
-
-
-def _cpu(client: redis.Redis) -> float:
-    used = client.info("cpu")
-    return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
+    return seen, 1e6 * (server_cpu(client) - before) / seen.requests

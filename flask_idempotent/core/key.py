@@ -7,7 +7,7 @@ Stripe's clients and many others send the bare value. Both spell the same key.
 from __future__ import annotations
 
 import re
-from binascii import b2a_base64
+from base64 import urlsafe_b64encode
 from typing import Final, NamedTuple
 
 from .digest import combine
@@ -20,9 +20,6 @@ _SF_OTHER: Final = r":[\w+/=]*:|\?[01]|@-?[0-9]{1,15}|%\"[\x20\x21\x23-\x7e]*\""
 _PARAMETERS: Final = rf"(?:; *[a-z*][a-z0-9_\-.*]*(?:=(?:{_SF_STRING}|{_SF_NAME}|{_SF_NUMBER}|{_SF_OTHER}))?)*"
 _QUOTED: Final = re.compile(rf"({_SF_STRING}){_PARAMETERS}", re.ASCII)
 _BARE: Final = re.compile(rf"([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+){_PARAMETERS}", re.ASCII)  # no quote, comma, semicolon
-
-
-_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")  # RFC 4648, section 5
 
 
 class InvalidKey(ValueError):
@@ -76,5 +73,4 @@ class Scope(NamedTuple):
 
 def storage_key(prefix: str, digest: bytes) -> str:
     """The name of a record: prefix and digest. The braces put a record and its journal into one Redis Cluster slot."""
-    name = b2a_base64(digest, newline=False).translate(_URL_SAFE).rstrip(b"=")
-    return f"{prefix}{{{name.decode()}}}"
+    return f"{prefix}{{{urlsafe_b64encode(digest).rstrip(b'=').decode()}}}"

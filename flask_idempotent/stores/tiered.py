@@ -105,7 +105,7 @@ class TieredStore:
         view = self._view()
         breaker = view.breaker
         breaker.watch()
-        missed = None if view.recovery.is_acquainted else self._meet()
+        missed = self._meet(view)
         away = breaker.is_open or (missed is not None and missed.outage)
         alone = away and claim.terms.on_outage is OnOutage.LOCAL
         mine = self._local.claim(claim, owed=alone)
@@ -244,7 +244,7 @@ class TieredStore:
         except StoreError as error:
             reason = breaker.reason or str(error)
             return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
-        self._meet()
+        self._meet(self._view())
         if self._recovery.is_behind:
             report = replace(report, waiting=local.in_memory_size)
         warnings = self._shared.condition.warnings()
@@ -256,16 +256,16 @@ class TieredStore:
         self._shared.close()
         self._local.close()
 
-    def _meet(self) -> StoreError | None:
+    def _meet(self, view: _View) -> StoreError | None:
         """Know the servers before the first word that is spoken for them; later on only when a connection is new.
 
         :return: why that was not possible.
         """
-        if self._recovery.is_acquainted or self._breaker.is_open:
+        if view.recovery.is_acquainted or view.breaker.is_open:
             return None
         try:
-            if self._ask(self._recovery.meet):
-                self._breaker.probe()
+            if self._ask(view.recovery.meet):
+                view.breaker.probe()
         except StoreError as error:
             return error
         return None

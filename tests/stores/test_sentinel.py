@@ -95,6 +95,7 @@ def test_when_the_master_is_killed_everything_goes_on_and_nothing_acknowledged_i
     sentinel_set: SentinelSet, connect: Stores
 ) -> None:
     store, mine = connect(min_replicas=1), claim_of()
+    goes_on(store)  # a replica that has just come up may not have followed in time yet
     store.claim(mine)
     acknowledged: list[Claim] = []
     stop = threading.Event()
