@@ -20,8 +20,9 @@ from .core.fingerprint import form_body, json_body, raw_body, streamed_body
 MEMORY_LIMIT: Final = 512 * 1024  # bytes; what is longer goes to a temporary file
 _SHORT_DIGITS: Final = 5  # of a length of less than 100 kB
 _CHUNK: Final = 64 * 1024
+_JSON: Final = "application/json"
 _MULTIPART: Final = "multipart/form-data"
-_FORMS: Final = (_MULTIPART, "application/x-www-form-urlencoded")
+FORMS: Final = (_MULTIPART, "application/x-www-form-urlencoded")
 
 Fields = Iterable[tuple[str, str]]
 Files = Iterable[tuple[str, FileStorage]]
@@ -40,23 +41,19 @@ class Body(NamedTuple):
     refusal: RequestEntityTooLarge | None = None
 
 
-def is_form(request: Request) -> bool:
-    """Whether the body is an HTML form's."""
-    return request.mimetype in _FORMS
-
-
-def read_body(request: Request, ignored: frozenset[str]) -> Body:
+def read_body(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
     """Read the body, or what a hook of the app has left of it. The request is as unread afterwards as it was before:
     ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they would have given it.
 
+    :param mimetype: the request's.
     :param ignored: form fields, and members of a JSON object, that do not count.
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
-    if request.is_json:
+    if mimetype == _JSON or request.is_json:
         data = _data(request)
         return Body(json_body(data, ignored, partial(_spare_parsing, request, data)))
-    if is_form(request):
-        return _read_form(request, ignored)
+    if mimetype in FORMS:
+        return _read_form(request, mimetype, ignored)
     if "_cached_data" in request.__dict__:
         return Body(raw_body(_data(request)))
     return Body(streamed_body(_spool(request)[1]))
@@ -93,10 +90,10 @@ def _spare_parsing(request: Request, data: bytes, value: Any) -> None:
         request.json_module = _Parsed(provider, data, value)
 
 
-def _read_form(request: Request, ignored: frozenset[str]) -> Body:
+def _read_form(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
     if "form" in request.__dict__:
         return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
-    if request.mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
+    if mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
         spool, digest = _spool(request)
         return _parsed(request, spool, ignored) or Body(streamed_body(digest))
     data = _data(request)

@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any, Final, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from flask import Flask, Request, Response, after_this_request, current_app, request
+from flask import Flask, Request, Response, after_this_request, request
+from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
@@ -20,10 +21,10 @@ from .active import Active, activate, is_active
 from .config import ConfigurationError, Settings, check_route, duration, milliseconds
 from .core.guard import Guard, Run, Unprotected
 from .core.record import StoredResponse
-from .entry import begin, derivation_seed
+from .entry import begin
 from .state import AppState, app_state
 from .streams import Recorder
-from .web import Fate, Incoming, Readers
+from .web import Fate, Readers
 
 log = logging.getLogger("flask_idempotent")
 
@@ -110,13 +111,13 @@ class _Route:
 
         @functools.wraps(view)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> ResponseReturnValue:
-            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+            context: RequestContext = request_ctx._get_current_object()  # type: ignore[attr-defined]
+            app, here = context.app, context.request
             bound = bound_to.get(app)
             if bound is None:
                 bound = bound_to[app] = self.bind(view, app)
             call: Call = functools.partial(view if bound.is_sync else app.ensure_sync(view), *args, **kwargs)
-            here: Request = request._get_current_object()  # type: ignore[attr-defined]
-            return call() if is_active(here) else _answer(app, here, bound, call)
+            return call() if is_active(here) else _answer(context, bound, call)
 
         vars(guarded).pop(COVERED, None)
         setattr(guarded, GUARDED, True)
@@ -138,9 +139,9 @@ class _Bound:
     settings: Settings
 
 
-def _answer(app: Flask, here: Request, bound: _Bound, call: Call) -> ResponseReturnValue:
+def _answer(context: RequestContext, bound: _Bound, call: Call) -> ResponseReturnValue:
     """One request to a guarded view."""
-    state, settings = bound.state, bound.settings
+    app, here, state, settings = context.app, context.request, bound.state, bound.settings
     guarded = here.method in settings.methods
     incoming = web.read(here, app, settings, bound.route.readers, state.principal()) if guarded else None
     if incoming is None:
@@ -151,25 +152,22 @@ def _answer(app: Flask, here: Request, bound: _Bound, call: Call) -> ResponseRet
     begun = begin(state.guard, incoming.storage_key, incoming.fingerprint, settings)
     if isinstance(begun, Run):
         claim = begun.claim
-        active = Active(incoming.key, claim.attempt, _seed(incoming), state.store, claim, settings.docs_url)
+        active = Active(incoming.key, claim.attempt, incoming.seed, state.store, claim, settings.docs_url)
         activate(here, active)
-        return _Execution(app, bound.route, settings, state.guard, begun).run(active, call)
+        return _Execution(context, bound.route, settings, state.guard, begun).run(active, call)
     if isinstance(begun, Unprotected):
-        activate(here, Active(incoming.key, 1, _seed(incoming)))
+        activate(here, Active(incoming.key, 1, incoming.seed))
         after_this_request(web.mark_degraded)
         return call()
     return web.replay(begun.response, app, settings)
 
 
-def _seed(incoming: Incoming) -> Callable[[], bytes]:
-    return functools.partial(derivation_seed, incoming.digest, incoming.fingerprint)
-
-
 class _Execution:
     """One run of a view that holds its key, from the call to the end of its answer."""
 
-    def __init__(self, app: Flask, route: _Route, settings: Settings, guard: Guard, run: Run) -> None:
-        self._app = app
+    def __init__(self, context: RequestContext, route: _Route, settings: Settings, guard: Guard, run: Run) -> None:
+        self._app = context.app
+        self._hooks = context._after_request_functions
         self._route = route
         self._settings = settings
         self._guard = guard
@@ -186,9 +184,11 @@ class _Execution:
         return response
 
     def _settle(self, response: Response, active: Active) -> None:
-        fate = self._told(web.fate, response, self._route.save) or web.fate(response, None)
+        save, lifetime = self._route.save, self._route.lifetime
+        fate = (self._told(web.fate, response, save) if save is not None else None) or web.fate(response, None)
         if fate is Fate.KEEP and active.stored and not active.inconclusive:
-            self._keep(response, self._told(self._ttl_ms, response) or self._run.claim.terms.ttl_ms)
+            ttl_ms = self._told(_ttl_ms, lifetime, response) if lifetime is not None else None
+            self._keep(response, ttl_ms or self._run.claim.terms.ttl_ms)
         elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
             self._guard.fail(self._run)
         else:
@@ -204,8 +204,7 @@ class _Execution:
 
     def _respond(self, call: Call) -> Response:
         """The view's answer, or that of the app's own error handlers; what none of them takes is raised."""
-        hooks = request_ctx._get_current_object()._after_request_functions  # type: ignore[attr-defined]
-        earlier = len(hooks)
+        hooks, earlier = self._hooks, len(self._hooks)
         try:
             answer: Any = call()
         except Exception as error:  # noqa: BLE001 - Flask's own dispatch does the same, and raises what nobody handles
@@ -219,25 +218,32 @@ class _Execution:
         response.headers.remove(self._settings.replay_header)
         return response
 
-    def _ttl_ms(self, response: Response) -> int:
-        if self._route.lifetime is None:
-            return self._run.claim.terms.ttl_ms
-        return milliseconds(duration(self._route.lifetime(response)))
-
     def _keep(self, response: Response, ttl_ms: int) -> None:
         """Store the outcome: at once, or for a stream when its last chunk has passed."""
-        headers = web.stored_headers(response, self._settings)
-        status = response.status
-
-        def store(body: bytes | None) -> bool:
-            kept = None if body is None or len(body) > self._settings.max_body else body
-            stored = StoredResponse(status, headers, kept)
-            return self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
-
-        if response.is_streamed or response.direct_passthrough:
+        store = functools.partial(self._store, response.status, web.stored_headers(response, self._settings), ttl_ms)
+        chunks = response.response
+        if type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes:  # as nearly all are
+            kept = store(chunks[0])
+        elif response.is_streamed or response.direct_passthrough:
             failed = functools.partial(self._guard.fail, self._run)
             limit, length = self._settings.max_body, response.content_length
             patience = self._settings.max_runtime
-            response.response = Recorder(response.response, limit, length, store, failed, patience)
-        elif not store(response.get_data()):
+            response.response = Recorder(chunks, limit, length, store, failed, patience)
+            return
+        else:
+            kept = store(response.get_data())
+        if not kept:
             web.mark_unstored(response)
+
+    def _store(self, status: str, headers: tuple[tuple[str, str], ...], ttl_ms: int, body: bytes | None) -> bool:
+        """Store the outcome; whether that was possible.
+
+        :param body: None when it is too long to be kept.
+        """
+        kept = None if body is None or len(body) > self._settings.max_body else body
+        stored = StoredResponse(status, headers, kept)
+        return self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
+
+
+def _ttl_ms(lifetime: Lifetime, response: Response) -> int:
+    return milliseconds(duration(lifetime(response)))

@@ -16,6 +16,7 @@ from .core.store import StoreError
 log = logging.getLogger("flask_idempotent")
 
 RETRY_AFTER: Final = 1  # seconds
+_ANSWERS: Final = (Run, Replay, Unprotected)
 
 
 def begin(guard: Guard, key: str, fingerprint: bytes, settings: Settings) -> Run | Unprotected | Replay:
@@ -37,7 +38,7 @@ def begin(guard: Guard, key: str, fingerprint: bytes, settings: Settings) -> Run
         raise errors.StoreUnavailable(retry_after=RETRY_AFTER, docs_url=settings.docs_url) from error
     except UnreadableRecord as error:
         raise errors.RecordUnreadable(docs_url=settings.docs_url) from error
-    if isinstance(begun, Run | Unprotected | Replay):
+    if isinstance(begun, _ANSWERS):
         return begun
     if isinstance(begun, Mismatch):
         raise errors.KeyReused(docs_url=settings.docs_url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from flask_caching import Cache
 
 from . import commands, health, script, signals
 from .config import ConfigurationError, read_settings
-from .core.guard import Guard, Occurrence
+from .core.guard import Guard
 from .decorator import COVERED
 from .forms import idempotency_field
 from .runner import Runner
@@ -65,7 +66,7 @@ class Idempotency:
         if mistakes or wrong:
             raise ConfigurationError([*mistakes, *wrong])
         backend = lent_backend(app, cache) if cache is not None else own_backend(app, source)
-        observe = _observer(app)
+        observe = partial(signals.report, ref(app))
         store = open_store(backend, settings, source.get("CACHE_THRESHOLD", THRESHOLD), observe)
         self._states[app] = AppState(settings, store, Guard(store, observe), self._principal)
         app.extensions[EXTENSION] = self
@@ -162,7 +163,7 @@ class Idempotency:
             self._log_scope()
         if self._loader is not None:
             return self._loader()
-        return flask_login_user(current_app)
+        return flask_login_user(current_app) if "flask_login" in sys.modules else None
 
     def _log_scope(self) -> None:
         """Once, with the first guarded request: by then a loader has had its chance to be set."""
@@ -179,18 +180,6 @@ class Idempotency:
                 "idempotency: nothing tells callers apart but their Authorization header; an app that knows its users "
                 "by a cookie alone must set @idempotency.principal_loader",
             )
-
-
-def _observer(app: Flask) -> Callable[[Occurrence], None]:
-    """Reports what happens on an app, without keeping the app alive."""
-    reference = ref(app)
-
-    def observe(event: Occurrence) -> None:
-        alive = reference()
-        if alive is not None:
-            signals.report(alive, event)
-
-    return observe
 
 
 class _OrderCheck:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from typing import Final
+from weakref import ref
 
 from blinker import Namespace, Signal
 from flask import Flask
@@ -62,20 +63,22 @@ _LEVELS: Final = {
 }
 
 
-def report(app: Flask, event: Occurrence) -> None:
-    """Log what became of a request, and tell the receivers. The log record carries the hashed key in ``extra``."""
-    level = _LEVELS.get(event.outcome, logging.DEBUG)
+def report(reference: ref[Flask], outcome: Outcome, key: str, error: Exception | None = None) -> None:
+    """Log what became of a request, and tell the receivers. The log record carries the hashed key in ``extra``.
+
+    :param reference: to the app, which an observer must not keep alive.
+    """
+    level = _LEVELS.get(outcome, logging.DEBUG)
     if log.isEnabledFor(level):
-        extra = {"idempotency_outcome": event.outcome.value, "idempotency_key": event.key}
+        extra = {"idempotency_outcome": outcome.value, "idempotency_key": key}
         with suppress(Exception):  # a filter or handler of the host's
-            log.log(
-                level, "idempotency: %s%s", event.outcome.value, f": {event.error}" if event.error else "", extra=extra
-            )
-    signal = _BY_OUTCOME[event.outcome]
-    if not signal.receivers:
+            log.log(level, "idempotency: %s%s", outcome.value, f": {error}" if error else "", extra=extra)
+    signal = _BY_OUTCOME[outcome]
+    app = reference() if signal.receivers else None
+    if app is None:
         return
     try:
-        signal.send(app, event=event)
+        signal.send(app, event=Occurrence(outcome, key, error))
     except Exception:
         with suppress(Exception):
-            log.exception("idempotency: a receiver of %s failed", event.outcome.value)
+            log.exception("idempotency: a receiver of %s failed", outcome.value)

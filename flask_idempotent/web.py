@@ -13,12 +13,13 @@ from uuid import UUID
 from flask import Flask, Request, Response
 from werkzeug.datastructures import Headers
 
-from .body import Body, is_form, read_body
+from .body import FORMS, read_body
 from .config import Settings
 from .core.digest import combine
 from .core.fingerprint import fingerprint
 from .core.key import InvalidKey, Scope, parse, storage_key
 from .core.record import StoredResponse
+from .entry import derivation_seed
 from .errors import KeyInvalid
 
 OMITTED_HEADER: Final = "Idempotency-Replay"
@@ -68,6 +69,10 @@ class Incoming(NamedTuple):
     storage_key: str
     fingerprint: bytes
 
+    def seed(self) -> bytes:
+        """What derived keys are made of."""
+        return derivation_seed(self.digest, self.fingerprint)
+
 
 @dataclass(frozen=True, slots=True)
 class Readers:
@@ -88,13 +93,13 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     :param principal: who calls; None when nobody can tell, then the Authorization header counts as part of the request.
     :raises KeyInvalid: there is a key, but it cannot be read.
     """
-    body = None
+    body, mimetype = None, request.mimetype
     if readers.key is not None:
         raw = readers.key(request)
     else:
         raw = request.headers.get(settings.header)
-        if raw is None and is_form(request):
-            body = _body(request, settings)
+        if raw is None and mimetype in FORMS:
+            body = read_body(request, mimetype, settings.uncounted_fields)
             if body.refusal is not None:
                 raise body.refusal
             sent = [value for name, value in body.fields if name == settings.form_field]
@@ -106,10 +111,11 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
     digest = scope(request, app, principal).digest(key)
-    credentials = b"" if is_known(principal) else request.environ.get("HTTP_AUTHORIZATION", "").encode()
+    known = principal is not None and is_known(principal)
+    credentials = b"" if known else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
-        body_digest = (body or _body(request, settings)).digest
-        mark = _fingerprint(request, settings, body_digest, credentials)
+        body = body or read_body(request, mimetype, settings.uncounted_fields)
+        mark = _fingerprint(request, mimetype, settings, body.digest, credentials)
     elif callable(readers.fingerprint):
         told = readers.fingerprint(request)
         mark = combine("told fingerprint 1", told.encode() if isinstance(told, str) else told, credentials)
@@ -123,7 +129,9 @@ def scope(request: Request, app: Flask, principal: Principal) -> Scope:
 
     :param principal: who calls; None when nobody can tell.
     """
-    return Scope(app.name, request.method, _place(request, app), principal_bytes(principal))
+    path = f"{request.root_path.rstrip('/')}{request.path}"  # with the mount point
+    place = f"//{request.host}{path}" if matches_hosts(app) else path
+    return Scope(app.name, request.method, place, b"" if principal is None else principal_bytes(principal))
 
 
 def is_known(principal: Principal) -> bool:
@@ -158,27 +166,21 @@ def flask_login_user(app: Flask) -> str | None:
     return str(user.get_id()) if user.is_authenticated else None
 
 
-def _body(request: Request, settings: Settings) -> Body:
-    return read_body(request, settings.uncounted_fields)
-
-
-def _place(request: Request, app: Flask) -> str:
-    """The path with its mount point; with the host where the app tells its routes apart by host."""
-    path = f"{request.root_path.rstrip('/')}{request.path}"
-    return f"//{request.host}{path}" if matches_hosts(app) else path
-
-
 def matches_hosts(app: Flask) -> bool:
     """Whether an app tells its routes apart by host, so that a key counts for one host."""
     return app.url_map.host_matching or app.subdomain_matching
 
 
-def _fingerprint(request: Request, settings: Settings, body: bytes, credentials: bytes) -> bytes:
-    query = request.args.items(multi=True) if request.query_string else ()
+def _fingerprint(request: Request, mimetype: str, settings: Settings, body: bytes, credentials: bytes) -> bytes:
+    query, selectors, environ = [], [], request.environ
+    if request.query_string:
+        query = [pair for pair in request.args.items(multi=True) if pair[0] not in settings.ignored_fields]
+    if not environ.keys().isdisjoint(_SELECTORS):
+        selectors = [(name, environ[name]) for name in _SELECTORS if name in environ]
     return fingerprint(
-        selectors=[(name, request.environ[name]) for name in _SELECTORS if name in request.environ],
-        query=[pair for pair in query if pair[0] not in settings.ignored_fields],
-        content_type=request.mimetype,
+        selectors=selectors,
+        query=query,
+        content_type=mimetype,
         body=body,
         credentials=hashlib.sha256(credentials).digest() if credentials else b"",
     )
@@ -207,9 +209,12 @@ def fate(response: Response, save: Callable[[Response], bool | Fate] | str | Non
 
 def stored_headers(response: Response, settings: Settings) -> tuple[tuple[str, str], ...]:
     """The headers that a replay repeats."""
-    mark = settings.replay_header.lower()
-    named = [(name.lower(), name, value) for name, value in response.headers]
-    return tuple([(name, value) for lower, name, value in named if lower not in _NOT_STORED and lower != mark])
+    stored, mark = [], settings.replay_header.lower()
+    for name, value in response.headers:
+        lower = name.lower()
+        if lower not in _NOT_STORED and lower != mark:
+            stored.append((name, value))
+    return tuple(stored)
 
 
 def mark_degraded(response: Response) -> Response:
@@ -225,12 +230,10 @@ def mark_unstored(response: Response) -> None:
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    headers = Headers(stored.headers)
-    headers[settings.replay_header] = "true"
+    told = [*stored.headers, (settings.replay_header, "true")]
     if stored.body is None:
-        headers[OMITTED_HEADER] = "omitted"
-    told = headers.to_wsgi_list()
-    response = app.response_class([stored.body or b""], stored.status, headers)
-    if response.headers.to_wsgi_list() != told:  # a content type where there was none, or what the app's own class adds
+        told.append((OMITTED_HEADER, "omitted"))
+    response = app.response_class([stored.body or b""], stored.status, Headers(told))
+    if [*response.headers] != told:  # a content type where there was none, or what the app's own class adds
         response.headers = Headers(told)
     return response

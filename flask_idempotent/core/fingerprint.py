@@ -20,7 +20,8 @@ from .digest import combine
 # mark's first character as an escape, and texts with that escape count by their bytes.
 _MARK: Final = "\x00"
 MAX_DEPTH: Final = 100
-MOST_KNOWN: Final = 1000  # documents, for each of which 64 bytes are kept
+MOST_KNOWN: Final = 1000  # documents, for each of which a digest is kept
+SHORT: Final = 512  # bytes of a document that is itself kept with its digest, not another digest
 MAX_EXPONENT: Final = 18  # characters
 _NESTED: Final = (dict, list)
 _WHITE_SPACE: Final = " \t\n\r"  # RFC 8259, section 2
@@ -88,7 +89,7 @@ def json_body(
     :param ignored: members of the outermost object that do not count.
     :param parsed: called with what ``json.loads`` makes of the text, where that is known when this is done.
     """
-    seen = (hashlib.sha256(body).digest(), ignored)
+    seen = (body if len(body) <= SHORT else hashlib.sha256(body).digest(), len(body), ignored)
     known = _known.get(seen)
     if known is None:
         known = _json_body(body, ignored, parsed)
@@ -99,7 +100,7 @@ def json_body(
 
 
 # What was parsed lately in this process, by its bytes: a retry repeats these, and need not be parsed again.
-_known: dict[tuple[bytes, frozenset[str]], bytes] = {}
+_known: dict[tuple[bytes, int, frozenset[str]], bytes] = {}
 
 
 def _json_body(body: bytes, ignored: frozenset[str], parsed: Callable[[Any], object]) -> bytes:

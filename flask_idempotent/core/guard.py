@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, Protocol
 
 from .lease import Heartbeat
 from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
@@ -49,6 +50,13 @@ class Occurrence(NamedTuple):
     error: Exception | None = None
 
 
+class Observer(Protocol):
+    """What is called with the parts of each :class:`Occurrence`."""
+
+    def __call__(self, outcome: Outcome, key: str, error: Exception | None = None, /) -> None:
+        """Take note."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The caller holds the key and must end it with finish, fail or forget."""
@@ -68,21 +76,21 @@ class Guard:
     """Begins and ends requests.
 
     :param store: where the records are.
-    :param observe: called with each occurrence.
+    :param observe: told what happens.
     :param token: makes 16 unpredictable bytes.
     """
 
     def __init__(
         self,
         store: Store,
-        observe: Callable[[Occurrence], None],
-        token: Callable[[], bytes] = lambda: os.urandom(OWNER_SIZE),
+        observe: Observer,
+        token: Callable[[], bytes] = partial(os.urandom, OWNER_SIZE),  # noqa: B008 - it is not called here
     ) -> None:
         self.store = store
         self._observe = observe
         self._token = token
         self._full_until = float("-inf")
-        self._heartbeat = Heartbeat(store, lambda claim: observe(Occurrence(Outcome.LOST_LEASE, claim.key)))
+        self._heartbeat = Heartbeat(store, lambda claim: observe(Outcome.LOST_LEASE, claim.key))
 
     def begin(self, key: str, fingerprint: bytes, terms: Terms) -> Run | Unprotected | Verdict:
         """Take the key, or say why the view must not run. A duplicate waits here, for ``terms.wait_ms`` at most.
@@ -99,14 +107,15 @@ class Guard:
                 self._full_until = time.monotonic() + FULL_SECONDS
             if not error.outage or terms.on_outage is not OnOutage.EXECUTE:
                 raise
-            self._observe(Occurrence(Outcome.UNPROTECTED, key))
+            self._observe(Outcome.UNPROTECTED, key)
             return Unprotected()
         if isinstance(answer, Claimed):
             self._full_until = float("-inf")
-            claim = claim._replace(attempt=answer.attempt)
+            if answer.attempt != claim.attempt:
+                claim = claim._replace(attempt=answer.attempt)
             return self._started(Run(claim))
         verdict = self._wait(answer, claim)
-        self._observe(Occurrence(_NAMES[type(verdict)], key))
+        self._observe(_NAMES[type(verdict)], key)
         return verdict
 
     @property
@@ -118,7 +127,7 @@ class Guard:
         """Keep the lease from now on. What goes wrong before the view runs must not leave the key taken."""
         try:
             self._heartbeat.add(run.claim)
-            self._observe(Occurrence(Outcome.CLAIMED, run.claim.key))
+            self._observe(Outcome.CLAIMED, run.claim.key)
         except BaseException:
             self.forget(run)
             raise
@@ -146,14 +155,14 @@ class Guard:
         try:
             payload = pack_payload(head, response, compress_over)
         except UnstorableResponse as error:
-            self._observe(Occurrence(Outcome.UNRECORDED, claim.key, error))
+            self._observe(Outcome.UNRECORDED, claim.key, error)
             self.fail(run)
             return False
-        return self._end(Outcome.COMPLETED, claim, lambda: self.store.complete(claim, payload, ttl_ms))
+        return self._end(Outcome.COMPLETED, claim, self.store.complete, payload, ttl_ms)
 
     def fail(self, run: Run) -> bool:
         """Note a failure: the same request may run again under the key, another may not."""
-        return self._end(Outcome.FAILED, run.claim, lambda: self.store.fail(run.claim))
+        return self._end(Outcome.FAILED, run.claim, self.store.fail)
 
     def forget(self, run: Run) -> bool:
         """Free the key: the request was refused before it did anything. After an earlier attempt, which may have done
@@ -161,19 +170,19 @@ class Guard:
         """
         if run.claim.attempt > 1:
             return self.fail(run)
-        return self._end(Outcome.RELEASED, run.claim, lambda: self.store.forget(run.claim))
+        return self._end(Outcome.RELEASED, run.claim, self.store.forget)
 
     def close(self) -> None:
         """End the heartbeat and give back what the store holds."""
         self._heartbeat.stop()
         self.store.close()
 
-    def _end(self, outcome: Outcome, claim: Claim, write: Callable[[], bool]) -> bool:
+    def _end(self, outcome: Outcome, claim: Claim, write: Callable[..., bool], *args: bytes | int) -> bool:
         self._heartbeat.discard(claim)
         try:
-            written = write()
+            written = write(claim, *args)
         except StoreError as error:
-            self._observe(Occurrence(Outcome.UNRECORDED, claim.key, error))
+            self._observe(Outcome.UNRECORDED, claim.key, error)
             return False
-        self._observe(Occurrence(outcome if written else Outcome.LOST_LEASE, claim.key))
+        self._observe(outcome if written else Outcome.LOST_LEASE, claim.key)
         return written

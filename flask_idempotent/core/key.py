@@ -7,7 +7,7 @@ Stripe's clients and many others send the bare value. Both spell the same key.
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from typing import Final, NamedTuple
 
 from .digest import combine
@@ -18,8 +18,11 @@ _SF_NAME: Final = r"[A-Za-z*][\w!#$%&'*+\-.^`|~:/]*"
 _SF_NUMBER: Final = r"-?[0-9]{1,15}(?:\.[0-9]{1,3})?"
 _SF_OTHER: Final = r":[\w+/=]*:|\?[01]|@-?[0-9]{1,15}|%\"[\x20\x21\x23-\x7e]*\""  # bytes, boolean, date, display string
 _PARAMETERS: Final = rf"(?:; *[a-z*][a-z0-9_\-.*]*(?:=(?:{_SF_STRING}|{_SF_NAME}|{_SF_NUMBER}|{_SF_OTHER}))?)*"
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._~:/-]+")
 _QUOTED: Final = re.compile(rf"({_SF_STRING}){_PARAMETERS}", re.ASCII)
 _BARE: Final = re.compile(rf"([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+){_PARAMETERS}", re.ASCII)  # no quote, comma, semicolon
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")  # RFC 4648, section 5
 
 
 class InvalidKey(ValueError):
@@ -33,6 +36,8 @@ def parse(raw: str, max_length: int) -> str:
     :param max_length: the longest key that is taken, in bytes.
     :raises InvalidKey: with the reason.
     """
+    if len(raw) <= max_length and _PLAIN.fullmatch(raw):  # as most are
+        return raw
     value = raw.strip(" \t")
     if not value:
         raise InvalidKey("it is empty")
@@ -73,4 +78,5 @@ class Scope(NamedTuple):
 
 def storage_key(prefix: str, digest: bytes) -> str:
     """The name of a record: prefix and digest. The braces put a record and its journal into one Redis Cluster slot."""
-    return f"{prefix}{{{urlsafe_b64encode(digest).rstrip(b'=').decode()}}}"
+    name = b2a_base64(digest, newline=False).translate(_URL_SAFE, b"=").decode()
+    return f"{prefix}{{{name}}}"

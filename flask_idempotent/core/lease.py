@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from os import getpid
 
 from .forks import PerProcess
 from .store import Claim, Store, StoreError
@@ -36,11 +37,11 @@ class Heartbeat:
 
     def add(self, claim: Claim) -> None:
         """Keep the lease of a claim alive from now on, for its ``max_runtime_ms`` at most."""
-        self._pulse().add(claim)
+        self._pulse[getpid()].add(claim)
 
     def discard(self, claim: Claim) -> None:
         """Stop renewing a claim. On return no renewal of it is under way, so it can be completed or forgotten."""
-        self._pulse().discard(claim)
+        self._pulse[getpid()].discard(claim)
 
     def stop(self) -> None:
         """Let the thread end. Leases of requests that still run are renewed no more."""
@@ -64,13 +65,13 @@ class _Pulse:
         self._stopping = False
 
     def add(self, claim: Claim) -> None:
-        now = self._clock()
-        due = now + _interval(claim)
+        now, terms = self._clock(), claim.terms
+        due = now + terms.lease_ms / 1000 / RENEWALS_PER_LEASE
         with self._lock:
             self._came = True
             if not self._running:
                 self._start()
-            self._due[claim.owner] = (due, now + claim.terms.max_runtime_ms / 1000, claim)
+            self._due[claim.owner] = (due, now + terms.max_runtime_ms / 1000, claim)
             if due < self._wakes_at:
                 self._changed.notify_all()
 
@@ -133,7 +134,7 @@ class _Pulse:
                 del self._due[owner]
                 log.warning("a request runs longer than IDEMPOTENCY_MAX_RUNTIME; its lease is no longer renewed")
             elif due <= now:
-                self._due[owner] = (now + _interval(claim), end, claim)
+                self._due[owner] = (now + claim.terms.lease_ms / 1000 / RENEWALS_PER_LEASE, end, claim)
                 taken.append(claim)
         return taken
 
@@ -151,7 +152,3 @@ class _Pulse:
             log.warning("idempotency: leases could not be renewed: %s", error)
         except Exception:
             log.exception("idempotency: leases could not be renewed")
-
-
-def _interval(claim: Claim) -> float:
-    return claim.terms.lease_ms / 1000 / RENEWALS_PER_LEASE

@@ -173,7 +173,7 @@ def transition(
     lease_end, retained = now + claim.terms.lease_ms, now + ttl
     if effect is Effect.PENDING:
         if record is None:
-            return begun(claim, now)
+            return Change(effect, *begun(claim, now))
         attempt, kept_until = claim.attempt, expires
         if event is Event.CLAIM:
             attempt, kept_until = min(read_head(record).attempt + 1, MAX_ATTEMPT), retained
@@ -183,21 +183,21 @@ def transition(
         head = Head(State.FAILED, claim.attempt, claim.owner, claim.fingerprint, now)
         return Change(effect, head.pack(), retained if record is None else expires)
     if effect is Effect.DONE:
-        return ended(claim, payload, now, ttl)
+        return Change(effect, *ended(claim, payload, now, ttl))
     return Change(effect, record or b"")
 
 
-def begun(claim: Claim, now: int) -> Change:
-    """What a claim makes of a key under which nothing stands: the commonest of all transitions."""
-    lease_end = now + claim.terms.lease_ms
+def begun(claim: Claim, now: int) -> tuple[bytes, int]:
+    """The record of a claim for a key under which nothing stands, and when it expires: the commonest transition."""
+    lease_end, retained = now + claim.terms.lease_ms, now + claim.terms.ttl_ms
     record = head_of(claim, State.PENDING) + pack_deadline(lease_end)
-    return Change(Effect.PENDING, record, max(lease_end, now + claim.terms.ttl_ms))
+    return record, retained if retained > lease_end else lease_end
 
 
-def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> Change:
-    """What COMPLETE makes of a claim's own pending record: the next commonest."""
+def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> tuple[bytes, int]:
+    """The record that COMPLETE makes of a claim's own pending one, and when it expires: the next commonest."""
     deadline = now + ttl_ms
-    return Change(Effect.DONE, head_of(claim, State.DONE) + pack_deadline(deadline) + payload, deadline)
+    return head_of(claim, State.DONE) + pack_deadline(deadline) + payload, deadline
 
 
 def head_of(claim: Claim, state: State) -> bytes:

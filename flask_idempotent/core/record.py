@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
 VERSION: Final = 1
@@ -38,6 +40,11 @@ _HEAD = struct.Struct(f"{_UNDATED.format}13s")
 _PREFIX = struct.Struct(">IB")  # checksum, flags
 _META = struct.Struct(">HH")  # length of the status line, number of headers
 _HEADER = struct.Struct(">HI")  # lengths of a header's name and value
+
+#: The first 52 bytes of a head, which tell whose record it is and how it stands; of state, attempt, owner, fingerprint.
+undated_head: Final[Callable[[bytes, int, bytes, bytes], bytes]] = partial(_UNDATED.pack, VERSION)
+#: The last 13 bytes of a head, of its deadline. (Neither is a function of its own: each request packs several.)
+pack_deadline: Final[Callable[[int], bytes]] = b"%013d".__mod__
 
 _COMPRESSED: Final = 1
 _OMITTED: Final = 2
@@ -86,16 +93,6 @@ class Head(NamedTuple):
     def pack(self) -> bytes:
         """The 65 bytes of the head."""
         return undated_head(*self[:4]) + pack_deadline(self.deadline)
-
-
-def undated_head(state: State, attempt: int, owner: bytes, fingerprint: bytes) -> bytes:
-    """The first 52 bytes of a head, which tell whose record it is and how it stands."""
-    return _UNDATED.pack(VERSION, state.value, attempt, owner, fingerprint)
-
-
-def pack_deadline(deadline: int) -> bytes:
-    """The last 13 bytes of a head."""
-    return b"%013d" % deadline
 
 
 class StoredResponse(NamedTuple):

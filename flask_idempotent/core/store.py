@@ -80,6 +80,9 @@ class Claimed(NamedTuple):
     attempt: int
 
 
+FIRST: Final = Claimed(1)
+
+
 class Found(NamedTuple):
     """Something else stands under the key.
 

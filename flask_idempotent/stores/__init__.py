@@ -13,7 +13,7 @@ from flask_caching.backends.simplecache import SimpleCache
 
 from ..config import ConfigurationError, Settings
 from ..core.digest import combine
-from ..core.guard import Occurrence
+from ..core.guard import Outcome
 from ..core.store import Store
 from .absent import NoTier
 from .local import LocalTier
@@ -78,7 +78,7 @@ def open_store(
     backend: BaseCache,
     settings: Settings,
     threshold: int = THRESHOLD,
-    notify: Callable[[Occurrence], None] = lambda _event: None,
+    notify: Callable[[Outcome, str], None] = lambda _outcome, _key: None,
 ) -> Store:
     """The store over a Flask-Caching backend.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ..core.store import Claim, Claimed, Found, Gone, Report, StoreError, TimedOut
+from ..core.store import FIRST, Claim, Claimed, Found, Gone, Report, StoreError, TimedOut
 from .tier import Copies, Debt
 
 
@@ -20,7 +20,7 @@ class NoTier:
 
     def claim(self, claim: Claim, *, owed: bool = False) -> Claimed | Found:
         """Leave the decision to Redis."""
-        return Claimed(1)
+        return FIRST
 
     def renew(self, claims: Sequence[Claim], *, owed: bool = False) -> list[bool]:
         """Leave the decision to Redis."""

@@ -56,8 +56,8 @@ class Breaker:
         self._glance = glance
         self._changed = changed
         self._lock = threading.Lock()
-        self._failures = 0
-        self._prober: Prober | None = None
+        self.failures = 0  # in a row
+        self.prober: Prober | None = None
         self._wanted = False  # since the last recovery began
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
@@ -66,9 +66,9 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Note that the server answered. Only the probe ends an outage."""
-        if self._failures and not self.is_open:
+        if self.failures and not self.is_open:
             with self._lock:
-                self._failures = 0
+                self.failures = 0
 
     def failed(self, error: StoreError) -> None:
         """Note a failure; the first of an outage is logged."""
@@ -77,8 +77,8 @@ class Breaker:
 
     def _count(self, error: StoreError) -> None:
         with self._lock:
-            self._failures += 1
-            self.is_open = self.is_open or self._failures >= FAILURES_TO_OPEN
+            self.failures += 1
+            self.is_open = self.is_open or self.failures >= FAILURES_TO_OPEN
             first, self.reason = self.reason is None, self.reason or str(error)
             self.since = self.since or time.time()
         if first:
@@ -87,7 +87,7 @@ class Breaker:
 
     def watch(self) -> None:
         """See to it that the probe of this process runs."""
-        prober = self._prober
+        prober = self.prober
         if prober is None:
             self._start()
 
@@ -99,26 +99,26 @@ class Breaker:
     def stop(self) -> None:
         """Let the probe end, whatever is left to do."""
         with self._lock:
-            prober, self._prober = self._prober, None
+            prober, self.prober = self.prober, None
         if prober is not None:
             prober.told_to_stop.set()
 
     def _start(self) -> None:
         with self._lock:
-            if self._prober is not None:
+            if self.prober is not None:
                 return
-            prober = self._prober = Prober()
+            prober = self.prober = Prober()
             try:
                 prober.start(self._probe)
             except RuntimeError as error:  # no thread to be had now; the next one who finds Redis away tries again
-                self._prober = None
+                self.prober = None
                 log.warning("idempotency: Redis cannot be looked for: %s", error)
 
     def _probe(self, me: Prober) -> None:
         pause: float | None = PROBE_SECONDS
         while pause is not None:
             jitter = random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER)  # noqa: S311
-            if me.told_to_stop.wait(pause * jitter) or self._prober is not me:
+            if me.told_to_stop.wait(pause * jitter) or self.prober is not me:
                 return
             to_do = self._wanted or self.reason is not None
             pause = self._try_to_recover(me) if to_do else self._look()
@@ -154,14 +154,14 @@ class Breaker:
     def _closed(self, me: Prober, finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
-            ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
+            ended, self.reason, self.is_open, self.failures = self.reason, None, False, 0
             self.since = None
             if ended:
                 self.ended = time.monotonic()
             self._wanted = self._wanted or not finished
             over = not self._wanted
-            if over and self._glance is None and self._prober is me:
-                self._prober = None
+            if over and self._glance is None and self.prober is me:
+                self.prober = None
         if ended:
             log.warning("idempotency: Redis is back, and has what was recorded meanwhile")
             self._changed(False)

@@ -145,7 +145,7 @@ class ClusterNodes(Nodes):
             commands, count = ASKING + commands, count + 1
             more = None if follow is None else lambda replies: follow(replies[1:])
         try:
-            replies = self._pools().at(place).exchange(commands, count, urgent=urgent, more=more)
+            replies = self._pools()[place].exchange(commands, count, urgent=urgent, more=more)
         except LOST:
             self._forget(place)
             raise
@@ -178,7 +178,7 @@ class ClusterNodes(Nodes):
     def _discover(self) -> Ranges:
         """Ask the servers that we know for those that there are, last of all those that did not answer before."""
         failure: Exception = Broken("no server of the cluster is known")
-        known = dict.fromkeys((*self._pools().places, *self._startup, *self._known))
+        known = dict.fromkeys((*self._pools(), *self._startup, *self._known))
         for place in sorted(known, key=self._silent.__contains__):
             try:
                 (reply,) = self._at(place, pack("CLUSTER", "SLOTS"), 1, True)

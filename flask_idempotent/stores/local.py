@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from ..core.machine import Change, Effect, Event, begun, ended, head_of, transition
 from ..core.record import ATTEMPT, OWNER_SIZE, State, is_running
 from ..core.steps import journal_key
-from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
+from ..core.store import FIRST, TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from .table import Rows, Table
 from .tier import Copies, Debt, LocalTier
 
@@ -61,7 +61,8 @@ class LocalStore:
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
         if not owed and self._table.at_once(partial(self._complete_at_once, claim, payload, ttl_ms)):
-            self._wake(claim.key)
+            if self._waiters:
+                self._wake(claim.key)
             return True
         return self._end(Event.COMPLETE, claim, owed, payload, ttl_ms)
 
@@ -255,14 +256,12 @@ class LocalStore:
         record, _ = rows.find(claim.key, now)
         if record is not None:
             return Found(record, now) if record[1:2] == State.DONE.value else None
-        change = begun(claim, now)
-        return Claimed(claim.attempt) if rows.put_new(claim.key, change.record, change.expires, now) else None
+        return FIRST if rows.put_new(claim.key, *begun(claim, now), now) else None
 
     def _complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int, rows: Rows) -> bool:
         """The outcome of a request that has its key, as nearly all have."""
         now = self._clock()
-        change = ended(claim, payload, now, ttl_ms)
-        return rows.replace(claim.key, head_of(claim, State.PENDING), change.record, change.expires, now)
+        return rows.replace(claim.key, head_of(claim, State.PENDING), *ended(claim, payload, now, ttl_ms), now)
 
     def _end(self, event: Event, claim: Claim, owed: bool, payload: bytes = b"", ttl_ms: int | None = None) -> bool:
         _, change = self._table.run(lambda rows: self._apply(rows, event, claim, owed, payload, ttl_ms), settles=True)
@@ -334,10 +333,9 @@ class LocalStore:
 
     def _wake(self, key: str) -> None:
         """Tell those who wait for a key. No lock is held that a fork might leave behind."""
-        if self._waiters:
-            for awaited, changed in list(self._waiters.values()):
-                if awaited == key:
-                    changed.set()
+        for awaited, changed in list(self._waiters.values()):
+            if awaited == key:
+                changed.set()
 
 
 def _owe(rows: Rows, claim: Claim, now: int, ttl_ms: int) -> None:

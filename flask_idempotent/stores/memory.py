@@ -72,7 +72,10 @@ class RecordCache(SimpleCache):
         """
         before, old = self._cache.get(key, (None, b""))
         if before is None:
-            self._make_room(len(value), now)
+            if self._expiries.due(now):
+                self.drop_expired(now)
+            if len(self._cache) >= self._threshold or self._limit_bytes is not None:
+                self._make_room(len(value), now)
         self._bytes += len(value) - len(old)
         self._cache[key] = (expires, value)
         if before != expires:
@@ -115,8 +118,6 @@ class RecordCache(SimpleCache):
 
     def _make_room(self, size: int, now: int) -> None:
         """Let a new record of ``size`` bytes fit in."""
-        if self._expiries.due(now):
-            self.drop_expired(now)
         while full := self._full(size):
             if not self.drop_expired(now) and not self._drop_one():
                 raise StoreFull(f"the memory store holds its limit of {full}, shorten IDEMPOTENCY_TTL or use Redis")
@@ -151,6 +152,7 @@ class MemoryTable:
     def __init__(self, backend: RecordCache) -> None:
         self.may_drop: Callable[[str], bool] = lambda _key: False
         self._backend = backend
+        self.find = backend.find  # see Rows
         self._ledger = Ledger()
         self._notes: dict[str, bytes] = {}
         self._by_age: list[str] = []  # the keys in order of their first record, while they are read page by page
@@ -170,13 +172,10 @@ class MemoryTable:
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`. There is nothing to give back."""
 
-    def find(self, key: str, now: int) -> tuple[bytes | None, int]:
-        """See :class:`~flask_idempotent.stores.table.Rows`."""
-        return self._backend.find(key, now)
-
     def put(self, key: str, record: bytes, expires: int, now: int) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        self._ledger.sweep(now)
+        if self._ledger.by_serial:
+            self._ledger.sweep(now)
         self._backend.put(key, record, expires, now)
 
     def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:

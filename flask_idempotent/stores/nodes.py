@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from os import getpid
 from typing import Any, Final
 
 from redis import ConnectionPool, Redis, exceptions
 from redis.connection import Connection
 
 from ..core.forks import PerProcess
-from .pool import Place, Pool, Pools
+from .pool import Count, Place, Pool, Pools
 from .sentinels import NoMaster, Sentinels
 from .wire import More, Reply, ServerError
 
@@ -61,7 +62,7 @@ class Nodes(ABC):
         return self._settings.get("username") or "default"
 
     @property
-    def connects(self) -> int:
+    def connects(self) -> Count:
         """How often a connection was made by this process."""
         return self._pools().connects
 
@@ -117,13 +118,13 @@ class OneServer(Nodes):
     @property
     def pool(self) -> Pool:
         """The connections of this process."""
-        return self._pools().at(_ONLY)
+        return self._pools()[_ONLY]
 
     def exchange(
         self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
     ) -> list[Reply]:
         """See :class:`Nodes`."""
-        return self.pool.exchange(commands, count, urgent=urgent, more=more)
+        return self._pools[getpid()][_ONLY].exchange(commands, count, urgent=urgent, more=more)
 
     def client(self) -> Redis:
         """See :class:`Nodes`."""
@@ -196,7 +197,7 @@ class SentinelNodes(Nodes):
         self._sentinels.close()
 
     def _at(self, place: Place, commands: bytes, count: int, urgent: bool, more: More | None) -> list[Reply]:
-        replies = self._pools().at(place).exchange(commands, count, urgent=urgent, more=more)
+        replies = self._pools[getpid()][place].exchange(commands, count, urgent=urgent, more=more)
         if place == self._master and self._certain_until:
             self._certain_until = time.monotonic() + SILENT_SECONDS
         return replies

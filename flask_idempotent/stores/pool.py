@@ -66,7 +66,14 @@ class Pool:
         except BaseException:  # a greenlet may be killed here, too: nobody may read the reply that is under way
             self._drop(wire)
             raise
-        self._keep(wire)
+        if self._made > self._limit:  # one was urgent
+            self._drop(wire)
+            return replies
+        wire.used = time.monotonic()
+        self._idle.append(wire)
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
         return replies
 
     def close(self) -> None:
@@ -116,16 +123,6 @@ class Pool:
                 return wire
             self._drop(wire)
 
-    def _keep(self, wire: Wire) -> None:
-        if self._made > self._limit:  # one was urgent
-            self._drop(wire)
-            return
-        wire.used = time.monotonic()
-        self._idle.append(wire)
-        if self._waiting:
-            with self._freed:
-                self._freed.notify()
-
     def _drop(self, wire: Wire | None) -> None:
         """Hang up, and make room for another connection."""
         if wire is not None:
@@ -136,56 +133,43 @@ class Pool:
                 self._freed.notify()
 
 
-class Pools:
-    """The pools of one process, by the server.
+class Pools(dict[Place, Pool]):
+    """The pools of one process, by the server. There is one for each server that is asked for.
 
     :param make: a pool for a server.
     """
 
     def __init__(self, make: Callable[[Place], Pool]) -> None:
+        super().__init__()
         self._make = make
-        self._by_place: dict[Place, Pool] = {}
         self._lock = threading.Lock()
-        self._made = _Count()
+        self.connects = Count()
 
-    @property
-    def connects(self) -> int:
-        """How often a connection was made."""
-        return self._made.number
-
-    @property
-    def places(self) -> list[Place]:
-        """The servers that there are pools for."""
-        return list(self._by_place)
-
-    def at(self, place: Place) -> Pool:
-        """The pool of a server."""
-        pool = self._by_place.get(place)
-        if pool is None:
-            with self._lock:
-                pool = self._by_place.get(place)
-                if pool is None:
-                    pool = self._make(place)
-                    pool.connected = self._made.add
-                    self._by_place[place] = pool
-        return pool
+    def __missing__(self, place: Place) -> Pool:
+        with self._lock:
+            pool = self.get(place)
+            if pool is None:
+                pool = self._make(place)
+                pool.connected = self.connects.add
+                self[place] = pool
+            return pool
 
     def only(self, places: Collection[Place]) -> None:
         """Hang up on all servers but these."""
         with self._lock:
-            gone = [self._by_place.pop(place) for place in list(self._by_place) if place not in places]
+            gone = [self.pop(place) for place in list(self) if place not in places]
         for pool in gone:
             pool.close()
 
     def close(self) -> None:
         """Hang up on all connections that are not in use."""
-        for pool in list(self._by_place.values()):
+        for pool in list(self.values()):
             pool.close()
 
 
-class _Count:
-    """A number that several threads add to. It knows nothing of the pools: no circle keeps what a forked process lets
-    go of, and with it the parent's sockets, from going at once.
+class Count:
+    """How often a connection was made. It knows nothing of the pools: no circle keeps what a forked process lets go of,
+    and with it the parent's sockets, from going at once.
     """
 
     def __init__(self) -> None:
@@ -193,5 +177,6 @@ class _Count:
         self.number = 0
 
     def add(self) -> None:
+        """Count one more."""
         with self._lock:
             self.number += 1

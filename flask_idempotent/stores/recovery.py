@@ -51,6 +51,7 @@ class Recovery:
         self._lock = threading.Lock()
         self._reported: set[tuple[str, bytes]] = set()  # in the log
         self._twice: set[tuple[str, bytes]] = set()  # told as run twice
+        self._connects = shared.nodes.connects
         self._seen = -1  # connections made when the servers were last told apart
         self._servers: str | None = None
         self._me = secrets.token_bytes(OWNER_SIZE)
@@ -88,7 +89,7 @@ class Recovery:
     @property
     def is_acquainted(self) -> bool:
         """Whether no connection was made since the servers were last told apart."""
-        return self._shared.nodes.connects == self._seen
+        return self._connects.number == self._seen
 
     def meet(self) -> bool:
         """Look which servers answer, if a connection was made since the last look. True where they were restarted or
@@ -102,7 +103,7 @@ class Recovery:
             return False
         with self._lock:
             servers = self._shared.servers()
-            self._seen = self._shared.nodes.connects
+            self._seen = self._connects.number
             if servers is None or servers == self._servers:
                 return False
             first, self._servers = self._servers is None, servers

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, cast
 
 from ..core.machine import head_of
 from ..core.record import ATTEMPT, DEADLINE_SIZE, HEAD_SIZE, OWNER, UNDATED_SIZE, VERSION, State, is_running
-from ..core.store import TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
+from ..core.store import FIRST, TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from . import scripts
 from .condition import Condition
 from .failures import store_error
@@ -49,15 +50,18 @@ class RedisStore(WriteBack):
         terms = claim.terms
         kept_ms = max(terms.lease_ms, terms.ttl_ms)
         args = (claim.owner, claim.fingerprint, terms.lease_ms, kept_ms, int(terms.resume))
-        answer, lacking = self._run_durably(scripts.CLAIM, claim.key, args, lambda answer: _is_own(answer, claim))
-        self.condition.log_once()
-        if not _is_own(answer, claim):
+        more = partial(self._more, partial(_is_own, claim=claim)) if self._durably else None
+        answer, *replicas = self._send(scripts.CLAIM, claim.key, args, more)
+        if answer == _NEW:
+            granted = FIRST
+        elif _is_own(answer, claim):
+            granted = Claimed(int.from_bytes(answer[DEADLINE_SIZE:][ATTEMPT], "big"))
+        else:
             return _found(answer)
-        attempt = 1 if answer == _NEW else int.from_bytes(answer[DEADLINE_SIZE:][ATTEMPT], "big")
-        if lacking:
-            self.take_back(claim._replace(attempt=attempt))
+        if replicas and (lacking := self._lacking(claim.key, replicas[0])):
+            self.take_back(claim._replace(attempt=granted.attempt))
             raise lacking
-        return Claimed(attempt)
+        return granted
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """See :class:`~flask_idempotent.core.store.Store`. One pipeline for all of a server's."""
@@ -158,7 +162,9 @@ class RedisStore(WriteBack):
 
         :raises StoreError: they do not answer.
         """
-        return run_ids(self.nodes)
+        found = run_ids(self.nodes)
+        self.condition.log_once()
+        return found
 
     def ping(self) -> None:
         """Ask the servers for a sign of life, and for their replicas where these count.
@@ -189,10 +195,17 @@ class RedisStore(WriteBack):
         self.nodes.close()
 
     def _end(self, script: Script, key: str, *args: bytes | int) -> bool:
-        ended, lacking = self._run_durably(script, key, args, bool)
-        if lacking:
+        more = partial(self._more, bool) if self._durably else None
+        ended, *replicas = self._send(script, key, args, more)
+        if replicas and (lacking := self._lacking(key, replicas[0])):
             raise lacking
         return bool(ended)
+
+    def _more(self, wrote: Callable[[Reply], bool], replies: list[Reply]) -> bytes:
+        """What asks how many replicas have what a script wrote, over the connection that wrote, for WAIT tells of no
+        other; and only after a write: nobody should wait for a replica who merely reads.
+        """
+        return b"" if isinstance(replies[0], ServerError) or not wrote(replies[0]) else self._durably
 
     def _lacking(self, key: str, replicas: int) -> StoreError | None:
         """The error of a write that too few replicas have; None when it is well."""
@@ -200,23 +213,6 @@ class RedisStore(WriteBack):
             return None
         self.nodes.doubt(key)  # they may follow another master by now
         return StoreError(f"only {replicas} of {self.min_replicas} replicas have the record", outage=True)
-
-    def _run_durably(
-        self, script: Script, key: str, args: Sequence[bytes | int], wrote: Callable[[Reply], bool]
-    ) -> tuple[Reply, StoreError | None]:
-        """The script's answer, and an error where it wrote what too few replicas have.
-
-        WAIT goes over the connection that wrote, for it tells of no other; and only after a write: nobody should wait
-        for a replica who merely reads.
-        """
-        if not self._durably:
-            return self._send(script, key, args)[0], None
-
-        def more(replies: list[Reply]) -> bytes:
-            return b"" if isinstance(replies[0], ServerError) or not wrote(replies[0]) else self._durably
-
-        answer, *replicas = self._send(script, key, args, more)
-        return answer, self._lacking(key, replicas[0]) if replicas else None
 
 
 def _found(answer: bytes) -> Found:

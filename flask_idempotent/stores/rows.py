@@ -33,11 +33,12 @@ _PUT = (
     " SET expires = excluded.expires, settled = excluded.settled, record = excluded.record"
 )
 _PUT_NEW = "INSERT INTO records VALUES (?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
+# No part of the pattern is a parameter: SQLite would prepare the statement anew each time.
 _REPLACE = (
-    "UPDATE records SET expires = ?, settled = ?, record = ? WHERE key = ? AND expires > ? AND substr(record, 1, ?) = ?"
-    " AND length(record) = ? AND CAST(substr(record, ?) AS TEXT) GLOB ?"
+    "UPDATE records SET expires = ?, settled = ?, record = ? WHERE key = ? AND expires > ?"  # noqa: S608 - of constants
+    f" AND substr(record, 1, {UNDATED_SIZE}) = ? AND length(record) = {HEAD_SIZE}"
+    f" AND CAST(substr(record, {UNDATED_SIZE + 1}) AS TEXT) GLOB '{'[0-9]' * DEADLINE_SIZE}'"
 )
-_DIGITS = "[0-9]" * DEADLINE_SIZE
 _REMOVE = "DELETE FROM records WHERE key = ?"
 _PAGE = "SELECT rowid, key, record, expires FROM records WHERE rowid < ? ORDER BY rowid DESC LIMIT ?"
 _COUNT = (
@@ -97,8 +98,7 @@ class SqlRows:
 
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        claim = (UNDATED_SIZE, start, HEAD_SIZE, UNDATED_SIZE + 1, _DIGITS)
-        return self._execute(_REPLACE, (expires, _is_settled(record), record, key, now, *claim)).rowcount > 0
+        return self._execute(_REPLACE, (expires, _is_settled(record), record, key, now, start)).rowcount > 0
 
     def remove(self, key: str) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""

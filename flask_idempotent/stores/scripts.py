@@ -8,6 +8,8 @@ request needs, a claim for a new key and the outcome of a request that has its k
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from ..core.record import HEAD_SIZE, MARK, MAX_ATTEMPT, UNDATED_SIZE, VERSION
@@ -45,6 +47,7 @@ if not record then
   redis.call('SET', KEYS[1], '\\{VERSION}P\\0\\1' .. mine .. request .. at(now + lease), 'PX', kept)
   return 1
 end
+if record:sub(1, 2) == '\\{VERSION}D' then return at(now) .. record end
 {_READ}
 local open = fingerprint == request and (state == 'F' or (lapsed and resume == '1'))
 if owner == mine or not open or state == '?' then return at(now) .. record end
@@ -195,18 +198,17 @@ class Script:
         self.text = prelude + body
         self._journal = journal
         sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-        self._begun = pack("EVALSHA", sha, 1 + journal).partition(b"\r\n")[2]
-
-    def call(self, key: str, *args: bytes | int) -> bytes:
-        """One packed call for a key."""
-        if self._journal:
-            return pack(key, journal_key(key), *args, begun=self._begun, number=3)
-        return pack(key, *args, begun=self._begun, number=3)
+        self._pack = partial(pack, begun=pack("EVALSHA", sha, 1 + journal).partition(b"\r\n")[2], number=3)
+        #: One packed call for a key: ``call(key, *args)``.
+        self.call: Callable[..., bytes] = self._call_with_journal if journal else self._pack
 
     def whole(self, key: str, *args: bytes | int) -> bytes:
         """The same call, from which the server learns the script."""
         keys = (2, key, journal_key(key)) if self._journal else (1, key)
         return pack("EVAL", self.text, *keys, *args)
+
+    def _call_with_journal(self, key: str, *args: bytes | int) -> bytes:
+        return self._pack(key, journal_key(key), *args)
 
 
 CLAIM: Final = Script(_CLAIM, prelude="")

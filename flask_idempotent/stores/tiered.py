@@ -8,45 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from os import getpid
+from typing import Any
 
 from ..core.forks import PerProcess
-from ..core.guard import Occurrence, Outcome
+from ..core.guard import Outcome
 from ..core.machine import Standing, standing
 from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, is_running, read_head
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
+from .contact import Contact, NotAsked
 from .local import LocalTier
-from .recovery import GRACE_SECONDS, Recovery
+from .recovery import Recovery
 from .redis import RedisStore
-
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """How one process sees its Redis. A forked process has a view, and locks and a thread, of its own.
-
-    :param indebted: running claims of the process that Redis may not know as they are.
-    :param missed: keys of which Redis knows the outcome, and the local tier could not be told.
-    """
-
-    breaker: Breaker
-    recovery: Recovery
-    indebted: set[bytes] = field(default_factory=set)
-    missed: set[str] = field(default_factory=set)
-
-    def wait_for_others(self, claim: Claim, error: type[StoreError]) -> None:
-        """A route that must not run twice does not trust a Redis that was away until other hosts could tell it what
-        they hold.
-
-        :raises StoreError: it was away a moment ago.
-        """
-        if claim.terms.on_outage is OnOutage.REJECT:
-            trusted_from = max(self.breaker.ended + GRACE_SECONDS, self.recovery.trusted_from)
-            if self.recovery.lacks_latest or time.monotonic() < trusted_from:
-                raise error("Redis was away until a moment ago", outage=True)
 
 
 class TieredStore:
@@ -58,26 +33,26 @@ class TieredStore:
     """
 
     def __init__(
-        self, local: LocalTier, shared: RedisStore, notify: Callable[[Occurrence], None] = lambda _event: None
+        self, local: LocalTier, shared: RedisStore, notify: Callable[[Outcome, str], None] = lambda _outcome, _key: None
     ) -> None:
         self._local = local
         self._shared = shared
         self._notify = notify
-        self._view = PerProcess(self._new_view)
+        self._contact = PerProcess(self._new_contact)
         local.allow_dropping(self._is_copy)
 
-    def _new_view(self) -> _View:
-        recovery = Recovery(self._local, self._shared, lambda key: self._tell(Outcome.DUPLICATED, key))
+    def _new_contact(self) -> Contact:
+        recovery = Recovery(self._local, self._shared, lambda key: self._notify(Outcome.DUPLICATED, key))
         breaker = Breaker(
             recovery,
             lambda: self._glance(recovery),
-            lambda away: self._tell(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
+            lambda away: self._notify(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
         )
-        return _View(breaker, recovery)
+        return Contact(breaker, recovery)
 
     def _glance(self, recovery: Recovery) -> bool:
         """What the probe does while all is well: bring the local tier what it has missed, and look after Redis."""
-        missed = self._view().missed
+        missed = self._contact().missed
         for key in list(missed):
             theirs = self._shared.peek(key)
             if theirs is not None:
@@ -85,53 +60,41 @@ class TieredStore:
             missed.discard(key)
         return recovery.glance()
 
-    @property
-    def _breaker(self) -> Breaker:
-        return self._view().breaker
-
-    @property
-    def _recovery(self) -> Recovery:
-        return self._view().recovery
-
-    @property
-    def _indebted(self) -> set[bytes]:
-        return self._view().indebted
-
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
 
         :raises StoreError: Redis is away and the route does not go on with the local tier alone.
         """
-        view = self._view()
-        breaker = view.breaker
-        breaker.watch()
-        missed = self._meet(view)
-        away = breaker.is_open or (missed is not None and missed.outage)
-        alone = away and claim.terms.on_outage is OnOutage.LOCAL
+        contact = self._contact[getpid()]
+        missed, alone = None, False
+        if not contact.is_established:
+            missed = contact.establish()
+            away = contact.breaker.is_open or (missed is not None and missed.outage)
+            alone = away and claim.terms.on_outage is OnOutage.LOCAL
         mine = self._local.claim(claim, owed=alone)
         if isinstance(mine, Found):
-            found = self._mended(mine, claim)
+            found = self._mended(mine, claim, contact)
             if found is not None:
                 return found
             mine = self._local.claim(claim, owed=alone)  # what stood here is gone
             if isinstance(mine, Found):
                 return mine
         if alone:
-            view.indebted.add(claim.owner)
-            breaker.probe()
+            contact.indebted.add(claim.owner)
+            contact.breaker.probe()
             return mine
         try:
             if missed is not None:
                 raise missed
-            view.wait_for_others(claim, _NotAsked)
-            theirs = self._granted(claim, view)
+            theirs = self._granted(claim, contact)
         except StoreError as error:
-            return self._unagreed(claim, mine, error)
+            return self._unagreed(claim, mine, error, contact)
         return self._settle(claim, mine, theirs)
 
     def renew(self, claims: Sequence[Claim]) -> list[bool]:
         """See :class:`~flask_idempotent.core.store.Store`. The local word counts where Redis was not asked."""
-        told = self._tell_redis(self._shared.renew, claims)
+        contact = self._contact()
+        told = contact.tell(self._shared.renew, claims)
         try:
             kept = self._local.renew(claims)
         except StoreError:  # another process holds the file: Redis's word is enough
@@ -140,9 +103,9 @@ class TieredStore:
             kept = [True] * len(claims)
         if told is None:
             for claim in claims:
-                self._owe(claim)
+                self._owe(claim, contact)
             return kept
-        agreed = [there or claim.owner in self._indebted for claim, there in zip(claims, told[0], strict=True)]
+        agreed = [there or claim.owner in contact.indebted for claim, there in zip(claims, told[0], strict=True)]
         return [here and there for here, there in zip(kept, agreed, strict=True)]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
@@ -159,17 +122,17 @@ class TieredStore:
 
     def begin_step(self, claim: Claim, name: bytes, intent: bytes) -> bytes | None:
         """See :class:`~flask_idempotent.core.store.Store`. A result that either tier has counts."""
-        told = self._tell_redis(self._shared.begin_step, claim, name, intent)
+        contact = self._contact()
+        told = contact.tell(self._shared.begin_step, claim, name, intent)
         there = told[0] if told is not None else b""
-        if there is None and claim.owner not in self._indebted:
+        if there is None and claim.owner not in contact.indebted:
             return None
-        owed = self._is_indebted(claim, told)
-        here = self._local.begin_step(claim, name, intent, owed=owed)
+        here = self._local.begin_step(claim, name, intent, owed=contact.owes(claim, told))
         return None if here is None else (there or b"") + here
 
     def end_step(self, claim: Claim, result: bytes) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        return self._write(claim, "end_step", result)
+        return self._write(self._contact(), claim, "end_step", result)
 
     def wait(self, key: str, timeout_ms: int) -> Found | Gone | TimedOut:
         """See :class:`~flask_idempotent.core.store.Store`. On Redis, which wakes us; here, where it is away, or where
@@ -180,7 +143,7 @@ class TieredStore:
         began = time.monotonic()
         there: Found | Gone | TimedOut = Gone()
         try:
-            there = self._ask(self._shared.wait, key, timeout_ms)
+            there = self._contact().ask(self._shared.wait, key, timeout_ms)
         except StoreError as error:
             if not error.outage:
                 raise
@@ -194,7 +157,7 @@ class TieredStore:
         """See :class:`~flask_idempotent.core.store.Store`. Redis knows; without it, the local tier."""
         if not self._is_here(key):
             try:
-                return self._ask(self._shared.peek, key)
+                return self._contact().ask(self._shared.peek, key)
             except StoreError as error:
                 if not error.outage:
                     raise
@@ -205,7 +168,7 @@ class TieredStore:
         if self._is_here(key):
             return self._local.get(key)
         try:
-            return self._ask(self._shared.get, key)
+            return self._contact().ask(self._shared.get, key)
         except StoreError as error:
             if not error.outage:
                 raise
@@ -213,12 +176,12 @@ class TieredStore:
 
     def _is_here(self, key: str) -> bool:
         """Whether the local tier knows better than Redis what stands under a key."""
-        return self._local.is_owed(key) or (self._recovery.is_behind and self._local.peek(key) is not None)
+        return self._local.is_owed(key) or (self._contact().recovery.is_behind and self._local.peek(key) is not None)
 
     def set(self, key: str, value: bytes, ttl_ms: int) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
         owed = self._local.is_owed(key)  # then the probe may be writing an older value at this moment
-        there = self._tell_redis(self._shared.set, key, value, ttl_ms)
+        there = self._contact().tell(self._shared.set, key, value, ttl_ms)
         try:
             self._local.set(key, value, ttl_ms, owed=owed or there is None)
         except StoreError:
@@ -229,65 +192,54 @@ class TieredStore:
     def delete(self, key: str) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
         owed = self._local.is_owed(key)
-        there = self._tell_redis(self._shared.delete, key)
+        there = self._contact().tell(self._shared.delete, key)
         here = self._local.delete(key, owed=owed or there is None)
         return here or bool(there and there[0])
 
     def report(self) -> Report:
         """See :class:`~flask_idempotent.core.store.Store`. Asks Redis, except while the breaker is open."""
         local = self._local.report()
-        breaker = self._breaker
+        contact = self._contact()
+        breaker = contact.breaker
         state = "open" if breaker.is_open else "closed"
         report = replace(local, waiting=self._local.owed_count(), breaker=state)
         try:
-            self._ask(self._shared.ping)
+            contact.ask(self._shared.ping)
         except StoreError as error:
             reason = breaker.reason or str(error)
             return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
-        self._meet(self._view())
-        if self._recovery.is_behind:
+        contact.establish()
+        if contact.recovery.is_behind:
             report = replace(report, waiting=local.in_memory_size)
         warnings = self._shared.condition.warnings()
         return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
-        self._breaker.stop()
+        self._contact().breaker.stop()
         self._shared.close()
         self._local.close()
 
-    def _meet(self, view: _View) -> StoreError | None:
-        """Know the servers before the first word that is spoken for them; later on only when a connection is new.
-
-        :return: why that was not possible.
+    def _granted(self, claim: Claim, contact: Contact) -> Claimed | Found:
+        """What Redis says to a claim. What it grants without knowing enough is given back at once: it may have been
+        restarted just before, and have forgotten another host's.
         """
-        if view.recovery.is_acquainted or view.breaker.is_open:
-            return None
-        try:
-            if self._ask(view.recovery.meet):
-                view.breaker.probe()
-        except StoreError as error:
-            return error
-        return None
-
-    def _granted(self, claim: Claim, view: _View) -> Claimed | Found:
-        """What Redis says to a claim. What it grants without knowing enough is given back at once."""
-        theirs = self._ask(self._shared.claim, claim)
+        careful = claim.terms.on_outage is OnOutage.REJECT
+        if careful:
+            contact.wait_for_others(NotAsked)
+        theirs = contact.ask(self._shared.claim, claim)
         if isinstance(theirs, Claimed):
             try:
-                self._check_servers(claim, view)
+                if not contact.recovery.is_acquainted:
+                    contact.know_servers()
+                if careful:
+                    contact.wait_for_others(StoreError)
             except StoreError:
                 self._shared.take_back(claim._replace(attempt=theirs.attempt))
                 raise
         return theirs
 
-    def _check_servers(self, claim: Claim, view: _View) -> None:
-        """Redis may have been restarted just before it granted a claim, and have forgotten another host's."""
-        if not view.recovery.is_acquainted and self._ask(view.recovery.meet):
-            view.breaker.probe()
-        view.wait_for_others(claim, StoreError)
-
-    def _mended(self, mine: Found, claim: Claim) -> Found | None:
+    def _mended(self, mine: Found, claim: Claim, contact: Contact) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis
         at this moment, or another host may have ended what began here, or an operator.
 
@@ -296,11 +248,11 @@ class TieredStore:
         if mine.record[1:2] == State.DONE.value:
             return mine
         try:
-            theirs = self._ask(self._shared.peek, claim.key)
+            theirs = contact.ask(self._shared.peek, claim.key)
         except StoreError:
             return mine
         if theirs is None:
-            known = _is_over(mine, claim) and self._recovery.knows_all
+            known = _is_over(mine, claim) and contact.recovery.knows_all
             return None if known and self._local.drop(claim.key, mine.record) else mine
         own = theirs.record[OWNER] == mine.record[OWNER]
         if own and theirs.record[1:2] == mine.record[1:2]:
@@ -326,98 +278,61 @@ class TieredStore:
         self._local.set(key, theirs.record, left)
         return True
 
-    def _unagreed(self, claim: Claim, mine: Claimed, error: StoreError) -> Claimed:
+    def _unagreed(self, claim: Claim, mine: Claimed, error: StoreError, contact: Contact) -> Claimed:
         """Redis has not agreed to what the local tier had granted."""
         if error.outage and claim.terms.on_outage is OnOutage.LOCAL:
-            self._owe(claim)
+            self._owe(claim, contact)
             return mine
         if mine.attempt > 1:  # an earlier attempt has failed or died: that is not forgotten
             self._local.fail(claim._replace(attempt=mine.attempt))
         else:
             self._local.forget(claim)
-        if error.outage and not isinstance(error, _NotAsked):  # it may have been applied all the same
+        if error.outage and not isinstance(error, NotAsked):  # it may have been applied all the same
             self._local.owe(claim)
-            self._breaker.probe()
+            contact.breaker.probe()
         raise error
 
     def _end(self, claim: Claim, how: str, *args: Any) -> bool:
         """Complete, fail or forget a claim."""
+        contact = self._contact[getpid()]
         try:
-            return self._write(claim, how, *args)
+            return self._write(contact, claim, how, *args)
         finally:
-            self._indebted.discard(claim.owner)
+            contact.indebted.discard(claim.owner)
 
-    def _write(self, claim: Claim, how: str, *args: Any) -> bool:
+    def _write(self, contact: Contact, claim: Claim, how: str, *args: Any) -> bool:
         """Write to both tiers: to Redis first, so that what it misses is noted together with what is kept here.
 
         A claim that Redis never agreed to is kept for this host although another one has the key by now: the clients
         of this host have been told so.
         """
-        told = self._tell_redis(getattr(self._shared, how), claim, *args)
+        told = contact.tell(getattr(self._shared, how), claim, *args)
         refused = told is not None and not told[0]
-        if refused and claim.owner not in self._indebted:  # another worker has the key: its word counts here, too
+        if refused and claim.owner not in contact.indebted:  # another worker has the key: its word counts here, too
             self._drop_own(claim)
             return False
         agreed = told is not None and not refused
         try:
-            kept = getattr(self._local, how)(claim, *args, owed=self._is_indebted(claim, told))
+            kept = getattr(self._local, how)(claim, *args, owed=contact.owes(claim, told))
         except StoreError:
             if not agreed:
                 raise
-            self._view().missed.add(claim.key)
+            contact.missed.add(claim.key)
         return agreed or bool(kept)
-
-    def _is_indebted(self, claim: Claim, told: tuple[Any] | None) -> bool:
-        """Whether Redis will have to be told how things stand here: it could not be now, or the probe may be writing an
-        older state at this moment.
-        """
-        if told is None:
-            self._indebted.add(claim.owner)
-        return claim.owner in self._indebted
-
-    def _tell_redis(self, call: Callable[..., Answer], *args: Any) -> tuple[Answer] | None:
-        """Redis's answer, or None where it could not be told and will have to be."""
-        try:
-            return (self._ask(call, *args),)
-        except StoreError:
-            self._breaker.probe()
-            return None
 
     def _drop_own(self, claim: Claim) -> None:
         taken = self._local.take(claim.key)
         if taken is not None and taken[0][OWNER] == claim.owner:
             self._local.delete(claim.key)
 
-    def _ask(self, call: Callable[..., Answer], *args: Any) -> Answer:
-        """Ask Redis, unless it is known to be away."""
-        breaker = self._breaker
-        if breaker.is_open:
-            breaker.probe()
-            raise _NotAsked(breaker.reason or "Redis is away", outage=True)
-        try:
-            answer = call(*args)
-        except StoreError as error:
-            if error.outage:
-                breaker.failed(error)
-            raise
-        breaker.succeeded()
-        return answer
-
-    def _owe(self, claim: Claim) -> None:
-        self._indebted.add(claim.owner)
+    def _owe(self, claim: Claim, contact: Contact) -> None:
+        contact.indebted.add(claim.owner)
         self._local.owe(claim)
-        self._breaker.probe()
+        contact.breaker.probe()
 
     def _is_copy(self, key: str) -> bool:
         """Whether a full local tier may drop a settled record: Redis has it, too, and can be asked."""
-        return self._breaker.reason is None
-
-    def _tell(self, outcome: Outcome, key: str) -> None:
-        self._notify(Occurrence(outcome, key))
-
-
-class _NotAsked(StoreError):
-    """The breaker is open: nothing was sent to Redis."""
+        return self._contact().breaker.reason is None
 
 
 def _is_over(found: Found, claim: Claim) -> bool:

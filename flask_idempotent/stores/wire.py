@@ -7,11 +7,17 @@ read here, because that is most of what a command costs. Commands are RESP array
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
+from types import MethodDescriptorType
 from typing import Any, Final
 
 READ_SIZE: Final = 65536
+_TIMEVAL: Final = struct.Struct("ll")  # seconds and microseconds
 
 # Before 7.0 a server wraps what went wrong in a script: "ERR Error running script (call to f_6ce9…): @user_script:21:
 # @user_script: 21: -OOM command not allowed when used memory > 'maxmemory'."
@@ -44,7 +50,7 @@ def pack(*args: bytes | str | int, begun: bytes = b"", number: int = 0) -> bytes
     """
     parts = [b"*%d\r\n%b" % (number + len(args), begun)]
     for arg in args:
-        raw = arg if isinstance(arg, bytes) else str(arg).encode()
+        raw = arg if type(arg) is bytes else b"%d" % arg if type(arg) is int else str(arg).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
     return b"".join(parts)
 
@@ -62,35 +68,43 @@ class Wire:
         self._socket = connection._sock  # the client has no public way to it
         self._buffer = b""
         self._at = 0
+        _let_the_system_wait(self._socket)
 
     def exchange(self, commands: bytes, count: int, more: More | None = None) -> list[Reply]:
         """Send packed commands and read as many replies, and one for the command that follows from them.
 
+        :raises TimeoutError: the server did not take, or say, anything for as long as the connection allows.
         :raises OSError: the connection is of no use any more.
         """
-        replies = self._exchange(commands, count)
-        if more is not None and (following := more(replies)):
-            replies += self._exchange(following, 1)
-        return replies
-
-    def _exchange(self, commands: bytes, count: int) -> list[Reply]:
-        self._socket.sendall(commands)
-        self._receive()
         try:
-            if count == 1 and (reply := _whole_reply(self._buffer)) is not None:
-                self._buffer = b""
-                return [reply]
-            replies = [self._reply() for _ in range(count)]
+            self._socket.sendall(commands)
+            data = self._socket.recv(READ_SIZE)
+            if count == 1 and (reply := _whole_reply(data)) is not None:
+                replies = [reply]
+            else:
+                replies = self._replies(data, count)
         except ValueError as error:  # a length that is no number
             raise Broken("no reply of the Redis protocol") from error
-        if self._at != len(self._buffer):
-            raise Broken("the server said more than it was asked")
-        self._buffer, self._at = b"", 0
+        except BlockingIOError as error:  # the system has waited for long enough
+            raise TimeoutError("timed out") from error
+        if more is not None and (following := more(replies)):
+            replies += self.exchange(following, 1)
         return replies
 
     def close(self) -> None:
         """Hang up. Safe in a forked process: the parent's session goes on."""
         self._connection.disconnect()
+
+    def _replies(self, data: bytes, count: int) -> list[Reply]:
+        """Read replies that begin with ``data``, and nothing after them."""
+        if not data:
+            raise Broken("the server closed the connection")
+        self._buffer, self._at = data, 0
+        replies = [self._reply() for _ in range(count)]
+        if self._at != len(self._buffer):
+            raise Broken("the server said more than it was asked")
+        self._buffer = b""
+        return replies
 
     def _reply(self) -> Reply:
         line = self._line()
@@ -125,8 +139,7 @@ class Wire:
         data = self._socket.recv(READ_SIZE)
         if not data:
             raise Broken("the server closed the connection")
-        self._buffer = self._buffer[self._at :] + data if self._buffer else data
-        self._at = 0
+        self._buffer, self._at = self._buffer[self._at :] + data, 0
 
     def _receive_all(self, missing: int) -> None:
         """A reply of known length, without copying what is there for each piece that comes."""
@@ -138,6 +151,20 @@ class Wire:
             pieces.append(data)
             missing -= len(data)
         self._buffer, self._at = b"".join(pieces), 0
+
+
+def _let_the_system_wait(connected: Any) -> None:
+    """Let the system keep a socket's time limit: Python itself would ask, before each transfer, whether there is
+    anything to transfer. Not where somebody else does the waiting, as TLS and gevent do.
+    """
+    seconds = connected.gettimeout()
+    if not seconds or os.name != "posix" or not isinstance(type(connected).recv, MethodDescriptorType):
+        return
+    limit = _TIMEVAL.pack(int(seconds), max(int(seconds % 1 * 1e6), 1))
+    with suppress(OSError):  # a system that knows no such limit, or has another form for it
+        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connected.setsockopt(socket.SOL_SOCKET, direction, limit)
+        connected.settimeout(None)
 
 
 def _whole_reply(data: bytes) -> bytes | int | None:

@@ -255,8 +255,8 @@ def test_a_view_that_cannot_start_leaves_its_key_free(
     def fail(claim: Claim) -> None:
         raise RuntimeError("can't start new thread")
 
-    def fail_at_first(occurrence: Occurrence) -> None:
-        if occurrence.outcome is Outcome.CLAIMED:
+    def fail_at_first(outcome: Outcome, *_: Any) -> None:
+        if outcome is Outcome.CLAIMED:
             raise RuntimeError("an observer's mistake")
 
     if trouble == "heartbeat":

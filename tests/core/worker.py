@@ -54,7 +54,7 @@ class Worker:
             return beats[-1]
 
         with patch.object(guard_module, "Heartbeat", make):
-            self.guard = Guard(store, self.seen.append, **options)
+            self.guard = Guard(store, lambda *told: self.seen.append(Occurrence(*told)), **options)
         (self.heartbeat,) = beats
 
     @property

@@ -78,14 +78,14 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     return [(record.levelno, record.getMessage()) for record in caplog.records]
 
 
-@pytest.mark.parametrize("contact", ["claim", "ping", "report"])
+@pytest.mark.parametrize("contact", ["servers", "ping", "report"])
 def test_the_first_contact_of_a_process_logs_them_once(
     redis_server: RedisProcess, connect: Connect, caplog: pytest.LogCaptureFixture, contact: str
 ) -> None:
     store = connect(redis_server.port)
     caplog.set_level(logging.INFO, "flask_idempotent")
     first: dict[str, Callable[[], Any]] = {
-        "claim": lambda: store.claim(claim_of()),
+        "servers": store.servers,
         "ping": store.ping,
         "report": store.report,
     }
@@ -93,7 +93,7 @@ def test_the_first_contact_of_a_process_logs_them_once(
     assert logged(caplog) == [
         (logging.WARNING, f"idempotency: localhost:{redis_server.port}/0: {FORGETFUL}"),
     ], "the log names the server"
-    store.claim(claim_of(key=key_of(2)))
+    store.servers()
     store.ping()
     store.report()
     assert len(caplog.records) == 1
@@ -105,18 +105,18 @@ def test_an_outage_is_no_first_contact(link: Link, connect: Connect, caplog: pyt
     assert store.report().outage
     assert not caplog.records
     link.open()
-    store.claim(claim_of())
+    store.ping()
     assert len(caplog.records) == 1
 
 
-def test_a_claim_is_granted_whatever_becomes_of_the_question(link: Link, connect: Connect) -> None:
+def test_a_server_is_well_whatever_becomes_of_the_question(link: Link, connect: Connect) -> None:
     link.lose_replies_to(INFO)
-    assert connect(link.port).claim(claim_of()) == Claimed(1)
+    connect(link.port).ping()
 
 
-def test_a_claim_costs_one_command_after_the_first(link: Link, connect: Connect) -> None:
+def test_a_claim_costs_one_command(link: Link, connect: Connect) -> None:
     store = connect(link.port)
-    store.claim(claim_of())
+    assert store.claim(claim_of()) == Claimed(1)  # the server learns the script
     asked = link.asked(b"*")
     store.claim(claim_of(key=key_of(2)))
     assert link.asked(b"*") == asked + 1

@@ -101,10 +101,10 @@ def test_a_connection_that_was_silent_for_long_is_not_trusted(
     store = connect(redis_server.port)
     for _ in range(3):
         store.get(KEY)
-    assert store.nodes.connects == 1
+    assert store.nodes.connects.number == 1
     monkeypatch.setattr(pools, "FRESH_SECONDS", 0.0)
     store.get(KEY)
-    assert store.nodes.connects == 2
+    assert store.nodes.connects.number == 2
     assert pool_of(store)._made == 1
 
 

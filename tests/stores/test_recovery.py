@@ -652,8 +652,8 @@ def test_what_ended_while_it_was_brought_back_is_taken_back(restart: Callable[..
     server.stop()
     server.start()
     with server.client() as client:
-        eventually(lambda: one.report().redis_available and not one._recovery.is_behind)
-        assert one._recovery.knows_all
+        eventually(lambda: one.report().redis_available and not one._contact().recovery.is_behind)
+        assert one._contact().recovery.knows_all
         assert client.get(KEY) is None
 
 
