@@ -324,7 +324,7 @@ def test_the_real_heartbeat_keeps_a_real_lease(monkeypatch: pytest.MonkeyPatch) 
     clock = Clock()
     store = memory(clock)
     terms = replace(TERMS, lease_ms=30)
-    guard = Guard(store, lambda occurrence: None)
+    guard = Guard(store, lambda *_: None)
     run = guard.begin("k", REQUEST, terms)
     assert isinstance(run, Run)
     for _ in range(5):
@@ -351,7 +351,7 @@ def test_a_guard_that_is_closed_renews_nothing_gives_back_the_store_and_can_begi
 
 
 def test_every_request_has_an_unpredictable_token_of_its_own(store: MemoryStore) -> None:
-    guard = Guard(store, lambda occurrence: None)
+    guard = Guard(store, lambda *_: None)
     runs = [guard.begin(f"k{n}", REQUEST, TERMS) for n in range(200)]
     owners = {run.claim.owner for run in runs if isinstance(run, Run)}
     for run in runs:

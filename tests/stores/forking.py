@@ -50,7 +50,7 @@ def child(guard: Guard) -> int:
 
 def main(port: int, children: int) -> None:
     client = redis.Redis(host="127.0.0.1", port=port, max_connections=THREADS // 2)
-    guard = Guard(RedisStore(nodes_behind(client, 5.0)), lambda event: None)
+    guard = Guard(RedisStore(nodes_behind(client, 5.0)), lambda *_: None)
     warm = threading.Barrier(THREADS + 1)
 
     def work(number: int) -> None:
