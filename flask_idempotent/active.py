@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flask import Request, has_request_context, request
 from werkzeug.local import LocalProxy
@@ -113,8 +113,7 @@ class Active:
         return self._steps is not None
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A function under a key, and the request in which it was called; None outside of one."""
 
     active: Active

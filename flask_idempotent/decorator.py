@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, ParamSpec, TypeVar, overload
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from flask import Flask, Request, Response, after_this_request, request
@@ -125,8 +124,7 @@ class _Route:
         return guarded
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
+class _Bound(NamedTuple):
     """A decorated view as it stands in one app.
 
     :param is_sync: whether the view can be called as it is; what makes an ``async def`` callable belongs to one call.
@@ -220,18 +218,18 @@ class _Execution:
 
     def _keep(self, response: Response, ttl_ms: int) -> None:
         """Store the outcome: at once, or for a stream when its last chunk has passed."""
-        store = functools.partial(self._store, response.status, web.stored_headers(response, self._settings), ttl_ms)
+        head = (response.status, web.stored_headers(response, self._settings), ttl_ms)
         chunks = response.response
         if type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes:  # as nearly all are
-            kept = store(chunks[0])
+            kept = self._store(*head, chunks[0])
         elif response.is_streamed or response.direct_passthrough:
-            failed = functools.partial(self._guard.fail, self._run)
+            store, failed = functools.partial(self._store, *head), functools.partial(self._guard.fail, self._run)
             limit, length = self._settings.max_body, response.content_length
             patience = self._settings.max_runtime
             response.response = Recorder(chunks, limit, length, store, failed, patience)
             return
         else:
-            kept = store(response.get_data())
+            kept = self._store(*head, response.get_data())
         if not kept:
             web.mark_unstored(response)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flask import Flask
 
@@ -15,8 +15,7 @@ from .web import Principal
 EXTENSION = "idempotency"
 
 
-@dataclass(frozen=True, slots=True)
-class AppState:
+class AppState(NamedTuple):
     """Everything that init_app made for one app.
 
     :param settings: read once, frozen.

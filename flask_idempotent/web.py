@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -74,8 +73,7 @@ class Incoming(NamedTuple):
         return derivation_seed(self.digest, self.fingerprint)
 
 
-@dataclass(frozen=True, slots=True)
-class Readers:
+class Readers(NamedTuple):
     """What a route reads differently.
 
     :param key: called with the request, returns the key or None; instead of header and form field.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -13,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from .lease import Heartbeat
 from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
 from .record import OWNER_SIZE, Head, State, StoredResponse, UnstorableResponse, pack_payload
-from .store import Claim, Claimed, Found, OnOutage, Store, StoreError, StoreFull, Terms
+from .store import Claim, Claimed, Found, OnOutage, Sign, Store, StoreError, StoreFull, Terms
 
 FULL_SECONDS: Final = 10.0  # for which a store counts as full that nobody asks for room any more
 
@@ -57,15 +56,13 @@ class Observer(Protocol):
         """Take note."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """The caller holds the key and must end it with finish, fail or forget."""
 
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
-class Unprotected:
+class Unprotected(Sign):
     """The store is away and the route prefers to run without it."""
 
 

@@ -19,8 +19,8 @@ _SF_NUMBER: Final = r"-?[0-9]{1,15}(?:\.[0-9]{1,3})?"
 _SF_OTHER: Final = r":[\w+/=]*:|\?[01]|@-?[0-9]{1,15}|%\"[\x20\x21\x23-\x7e]*\""  # bytes, boolean, date, display string
 _PARAMETERS: Final = rf"(?:; *[a-z*][a-z0-9_\-.*]*(?:=(?:{_SF_STRING}|{_SF_NAME}|{_SF_NUMBER}|{_SF_OTHER}))?)*"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~:/-]+")
-_QUOTED: Final = re.compile(rf"({_SF_STRING}){_PARAMETERS}", re.ASCII)
-_BARE: Final = re.compile(rf"([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+){_PARAMETERS}", re.ASCII)  # no quote, comma, semicolon
+_QUOTED: Final = rf"({_SF_STRING}){_PARAMETERS}"
+_BARE: Final = rf"([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+){_PARAMETERS}"  # no quote, comma, semicolon
 
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")  # RFC 4648, section 5
 
@@ -43,7 +43,7 @@ def parse(raw: str, max_length: int) -> str:
         raise InvalidKey("it is empty")
     if not value.isascii() or not value.isprintable():
         raise InvalidKey("it contains control or non-ASCII characters")
-    match = (_QUOTED if value.startswith('"') else _BARE).fullmatch(value)
+    match = re.fullmatch(_QUOTED if value.startswith('"') else _BARE, value, re.ASCII)  # compiled when first needed
     if match is None:
         raise InvalidKey('it is neither a quoted string such as "8e03978e" nor one plain word; send exactly one key')
     key = match[1]

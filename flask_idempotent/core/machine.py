@@ -7,7 +7,6 @@ suite of the stores holds all of them to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -23,7 +22,7 @@ from .record import (
     read_response,
     undated_head,
 )
-from .store import Claim, Found
+from .store import Claim, Found, Sign
 
 
 class Standing(Enum):
@@ -105,25 +104,21 @@ class Change(NamedTuple):
     expires: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """The request is done: give this answer again."""
 
     response: StoredResponse
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(Sign):
     """The request is running elsewhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(Sign):
     """The key belongs to another request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(Sign):
     """The worker died and the route refuses to guess what it did."""
 
 

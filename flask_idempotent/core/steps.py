@@ -16,8 +16,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .digest import combine
 from .store import Claim, Store
@@ -40,8 +39,7 @@ class StepUnknown(Exception):
     """A step that must not run twice was under way when its worker died."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What the journal says about one step.
 
     :param arguments: the digest of the arguments that it was called with.

@@ -60,7 +60,8 @@ class Session:
         :raises Replaced: and nothing was changed.
         :raises sqlite3.Error: likewise.
         """
-        self._see_to_it()
+        if (now := time.monotonic()) >= self._check_at:
+            self._check(now)
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
@@ -78,7 +79,8 @@ class Session:
         :raises Replaced: and nothing was changed.
         :raises sqlite3.Error: the statement that failed has changed nothing.
         """
-        self._see_to_it()
+        if (now := time.monotonic()) >= self._check_at:
+            self._check(now)
         return work(self.rows)
 
     def use_reserve(self, yes: bool) -> None:
@@ -89,12 +91,6 @@ class Session:
     def close(self) -> None:
         """Close the connection; never in a process that has only inherited it."""
         self._connection.close()
-
-    def _see_to_it(self) -> None:
-        """Check the file, if that is due."""
-        now = time.monotonic()
-        if now >= self._check_at:
-            self._check(now)
 
     def _check(self, now: float) -> None:
         """Is this still the file that all others see? Now and then also: are all parts of it there?"""
@@ -173,7 +169,8 @@ class Sessions:
     def give_back(self, session: Session) -> None:
         """The session can be used by others."""
         self._idle.append(session)
-        self._tell()
+        if self._waiting or self._forks:
+            self._tell()
 
     def drop(self, session: Session) -> None:
         """The session is of no use any more."""

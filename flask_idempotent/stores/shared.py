@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ..core.record import is_running
 from ..core.store import TAKEOVER_MS, StoreError, StoreFull
@@ -94,7 +94,8 @@ class SharedTable:
             what it holds.
         """
         try:
-            return self._once(lambda session: session.transact(work, writes))
+            answer: Answer = self._once(Session.transact, work, writes)
+            return answer
         except NewKeyRefused:
             raise
         except Replaced as replaced:
@@ -109,7 +110,8 @@ class SharedTable:
         :raises StoreError: the file cannot be used.
         """
         try:
-            return self._once(lambda session: session.step(work))
+            answer: Answer = self._once(Session.step, work)
+            return answer
         except Replaced as replaced:
             self._begin_anew(replaced)
         except (_Busy, StoreFull):
@@ -149,11 +151,12 @@ class SharedTable:
                     self._begin_anew(replaced)
                     patience.wait(replaced)
 
-    def _once(self, do: Callable[[Session], Answer]) -> Answer:
+    def _once(self, do: Callable[..., Answer], *args: Any) -> Answer:
+        """``do(session, *args)``, with every error as one of ours."""
         session, fit = None, False
         try:
             session = self._sessions.lend()
-            answer = do(session)
+            answer = do(session, *args)
             fit = True
             return answer
         except StoreError:

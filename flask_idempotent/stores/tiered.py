@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from os import getpid
 from typing import Any
 
@@ -202,17 +201,17 @@ class TieredStore:
         contact = self._contact()
         breaker = contact.breaker
         state = "open" if breaker.is_open else "closed"
-        report = replace(local, waiting=self._local.owed_count(), breaker=state)
+        report = local._replace(waiting=self._local.owed_count(), breaker=state)
         try:
             contact.ask(self._shared.ping)
         except StoreError as error:
             reason = breaker.reason or str(error)
-            return replace(report, outage=reason, since=breaker.since, refused=not error.outage)
+            return report._replace(outage=reason, since=breaker.since, refused=not error.outage)
         contact.establish()
         if contact.recovery.is_behind:
-            report = replace(report, waiting=local.in_memory_size)
+            report = report._replace(waiting=local.in_memory_size)
         warnings = self._shared.condition.warnings()
-        return replace(report, cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
+        return report._replace(cache_type="redis", redis_available=True, since=breaker.since, warnings=warnings)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.core.store.Store`."""
