@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import IO, Any, Final, NamedTuple
+from weakref import ref
 
-from flask import Request
+from flask import Flask, Request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -41,62 +42,71 @@ class Body(NamedTuple):
     refusal: RequestEntityTooLarge | None = None
 
 
-def read_body(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
+def read_body(request: Request, app: Flask, mimetype: str, ignored: frozenset[str]) -> Body:
     """Read the body, or what a hook of the app has left of it. The request is as unread afterwards as it was before:
     ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they would have given it.
 
+    :param app: whose limits count.
     :param mimetype: the request's.
     :param ignored: form fields, and members of a JSON object, that do not count.
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
     if mimetype == _JSON or request.is_json:
-        data = _data(request)
+        data = _data(request, app)
         return Body(json_body(data, ignored, partial(_spare_parsing, request, data)))
     if mimetype in FORMS:
-        return _read_form(request, mimetype, ignored)
+        return _read_form(request, app, mimetype, ignored)
     if "_cached_data" in request.__dict__:
-        return Body(raw_body(_data(request)))
+        return Body(raw_body(_data(request, app)))
     return Body(streamed_body(_spool(request)[1]))
 
 
 class _Parsed:
-    """Stands in a request for the app's JSON provider. It gives once, without parsing, what the body was parsed to for
-    its digest; other bytes, and whatever else is asked, are the provider's.
+    """Stands where Werkzeug's request keeps the JSON that it has parsed, and gives what the body was parsed to for its
+    digest: once somebody asks, and nobody has read the body or changed anything about it. Otherwise it goes away.
 
-    :param provider: the app's.
+    :param request: whose body it is; it is not kept alive.
     :param data: the body.
     :param value: what ``json.loads`` makes of it.
     """
 
-    def __init__(self, provider: DefaultJSONProvider, data: bytes, value: Any) -> None:
-        self._provider = provider
+    def __init__(self, request: Request, data: bytes, value: Any) -> None:
+        self._request = ref(request)
+        self._provider = request.json_module
+        self._stream: IO[bytes] = vars(request)["stream"]  # see _rewind
         self._data = data
-        self._values = [value]
+        self._value = value
 
-    def loads(self, s: str | bytes, **options: Any) -> Any:
-        """See :meth:`flask.json.provider.JSONProvider.loads`. What is given away may be changed: it goes once."""
-        if self._values and s == self._data and not options:
-            return self._values.pop()
-        return self._provider.loads(s, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._provider, name)
+    def __getitem__(self, silent: int) -> Any:
+        """What ``Request.get_json`` looks for; Ellipsis where it has to parse."""
+        request = self._request()
+        if request is None:
+            return ...
+        found, stream = vars(request), self._stream
+        del found["_cached_json"]
+        if found.get("stream") is not stream or stream.tell() or request.json_module is not self._provider:
+            return ...
+        stream.seek(0, io.SEEK_END)  # as if it had been read for this
+        found["_cached_data"], found["_cached_json"] = self._data, (self._value, self._value)
+        return self._value
 
 
 def _spare_parsing(request: Request, data: bytes, value: Any) -> None:
     """Let the view have what the body was parsed to for its digest, where the app would parse it just so."""
-    provider = request.json_module
-    if type(provider) is DefaultJSONProvider and "loads" not in vars(provider):
-        request.json_module = _Parsed(provider, data, value)
+    provider, found = request.json_module, vars(request)
+    if type(request) is not Request or type(provider) is not DefaultJSONProvider or "loads" in vars(provider):
+        return
+    if "_cached_data" not in found and "_cached_json" not in found:
+        found["_cached_json"] = _Parsed(request, data, value)
 
 
-def _read_form(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
+def _read_form(request: Request, app: Flask, mimetype: str, ignored: frozenset[str]) -> Body:
     if "form" in request.__dict__:
         return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
     if mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
         spool, digest = _spool(request)
         return _parsed(request, spool, ignored) or Body(streamed_body(digest))
-    data = _data(request)
+    data = _data(request, app)
     return _parsed(request, io.BytesIO(data), ignored) or Body(raw_body(data))
 
 
@@ -138,18 +148,18 @@ def _digests(files: Files) -> Iterator[tuple[str, str]]:
         yield field, f"{digest} {file.content_type} {file.filename}"
 
 
-def _data(request: Request) -> bytes:
+def _data(request: Request, app: Flask) -> bytes:
     """The whole body in memory, where the view is going to have it, too."""
     if "_cached_data" in request.__dict__:
         return request.get_data()
-    data = _at_once(request)
+    data = _at_once(request, app)
     if data is None:
         data = request.stream.read()
     _rewind(request, io.BytesIO(data))
     return data
 
 
-def _at_once(request: Request) -> bytes | None:
+def _at_once(request: Request, app: Flask) -> bytes | None:
     """A short body of known length, by one read of what the server gives; None for any other body.
 
     Werkzeug's stream gives the same, but takes longer over it than we take to parse a small document.
@@ -160,7 +170,7 @@ def _at_once(request: Request) -> bytes | None:
         return None
     if "stream" in request.__dict__ or "wsgi.input_terminated" in environ or "HTTP_TRANSFER_ENCODING" in environ:
         return None
-    size, limit = int(length), request.max_content_length
+    size, limit = int(length), _limit(request, app)
     if limit is not None and size > limit:
         return None
     try:
@@ -169,6 +179,14 @@ def _at_once(request: Request) -> bytes | None:
         data = b""
     missing = size - len(data)
     return data + LimitedStream(environ["wsgi.input"], missing).read() if missing else data
+
+
+def _limit(request: Request, app: Flask) -> int | None:
+    """How many bytes a body may have: the app's limit, unless the request has one of its own."""
+    if type(request) is Request and "_max_content_length" not in vars(request):  # as Flask does, without asking twice
+        limit: int | None = app.config["MAX_CONTENT_LENGTH"]
+        return limit
+    return request.max_content_length
 
 
 def _spool(request: Request) -> tuple[IO[bytes], bytes]:

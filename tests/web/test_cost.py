@@ -201,6 +201,14 @@ def test_a_parser_that_is_set_on_the_provider_is_asked(guarded: Callable[..., Se
     assert server.post(key="k", json=ORDER).json() == {"read by": "another"}
 
 
+class Loud:
+    """A parser that a view may set."""
+
+    @staticmethod
+    def loads(text: str | bytes) -> Any:
+        return {"loud": len(text)}
+
+
 def changed() -> Any:
     """What a decorator below the guard may do to a body."""
     request.stream = io.BytesIO(b'{"changed": 1}')  # type: ignore[misc]
@@ -218,6 +226,15 @@ ORDERS_OF_CALLS: Final[dict[str, Callable[[], Any]]] = {
         request.get_json().update(a=1), request.get_json(), json.loads(request.get_data())
     ],
     "another stream": changed,
+    "a piece of the stream, then JSON": lambda: [request.stream.read(5).decode(), request.get_json(silent=True)],
+    "data, then JSON": lambda: [request.get_data(as_text=True), request.get_json()],
+    "JSON, then data that are not kept": lambda: [request.get_json(), request.get_data(cache=False).decode()],
+    "JSON twice": lambda: [request.get_json() is request.get_json(), request.json is request.get_json(silent=True)],
+    "another parser, then JSON": lambda: [setattr(request, "json_module", Loud), request.get_json()],
+    "silently, then aloud": lambda: [request.get_json(silent=True), request.get_json()],
+    "JSON, then a form": lambda: [request.get_json(), request.form.to_dict(), request.stream.read().decode()],
+    "a form, then JSON": lambda: [request.form.to_dict(), request.get_json(silent=True)],
+    "forced JSON and its values": lambda: [request.get_json(force=True), request.values.to_dict()],
 }  # fmt: skip
 
 
