@@ -50,7 +50,7 @@ def main() -> None:
 def _formats(rounds: int) -> Iterator[list[Cell]]:
     response = StoredResponse("201 CREATED", HEADERS, b"y" * 300)
     head = HEAD.pack()
-    codecs = {"ours": Codec(lambda r: head + pack_payload(HEAD, r, 1024), read_response)}
+    codecs = {"ours": Codec(lambda r: head + pack_payload(head, r, 1024), read_response)}
     codecs["JSON, the body in base 64"] = Codec(_to_json, _from_json)
     if msgpack := _module("msgpack"):
         codecs["msgpack"] = Codec(lambda r: msgpack.packb(tuple(r)), lambda raw: StoredResponse(*msgpack.unpackb(raw)))

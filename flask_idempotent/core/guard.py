@@ -10,8 +10,8 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from .lease import Heartbeat
-from .machine import Busy, Mismatch, Replay, Unknown, Verdict, judge
-from .record import OWNER_SIZE, Head, State, StoredResponse, UnstorableResponse, pack_payload
+from .machine import Busy, Mismatch, Replay, Unknown, Verdict, head_of, judge
+from .record import OWNER_SIZE, State, StoredResponse, UnstorableResponse, pack_payload
 from .store import Claim, Claimed, Found, OnOutage, Sign, Store, StoreError, StoreFull, Terms
 
 FULL_SECONDS: Final = 10.0  # for which a store counts as full that nobody asks for room any more
@@ -148,9 +148,8 @@ class Guard:
         :param compress_over: bytes from which compression is tried.
         """
         claim = run.claim
-        head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, 0)
         try:
-            payload = pack_payload(head, response, compress_over)
+            payload = pack_payload(head_of(claim, State.DONE), response, compress_over)
         except UnstorableResponse as error:
             self._observe(Outcome.UNRECORDED, claim.key, error)
             self.fail(run)

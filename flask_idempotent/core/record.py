@@ -142,15 +142,16 @@ def is_running(record: bytes, now: int) -> bool:
         return True
 
 
-def checksum(record_head: bytes, body: bytes) -> int:
-    """CRC-32 over a head without its deadline, and what follows the checksum."""
-    return zlib.crc32(body, zlib.crc32(record_head[:UNDATED_SIZE]))
+def checksum(head: bytes, flags: int, content: bytes) -> int:
+    """CRC-32 over a head up to its deadline, the byte of flags, and what follows that."""
+    return zlib.crc32(content, zlib.crc32(head[:UNDATED_SIZE] + bytes((flags,))))
 
 
-def pack_payload(head: Head, response: StoredResponse, compress_over: int) -> bytes:
+def pack_payload(head: bytes, response: StoredResponse, compress_over: int) -> bytes:
     """The payload that follows ``head`` in a finished record.
 
-    :param head: the head it belongs to, in state DONE; the checksum ties the two together.
+    :param head: the bytes of the head it belongs to, in state DONE; the checksum ties the two together, but for the
+        deadline.
     :param response: what to keep.
     :param compress_over: bytes from which compression is tried; it is used only where it saves space.
     :raises UnstorableResponse: a header or the status is not what HTTP can send (latin-1), or beyond all bounds.
@@ -164,7 +165,7 @@ def pack_payload(head: Head, response: StoredResponse, compress_over: int) -> by
         packed = zlib.compress(content, 1)
         if len(packed) < len(content):
             content, flags = packed, flags | _COMPRESSED
-    return _PREFIX.pack(checksum(undated_head(*head[:4]), bytes((flags,)) + content), flags) + content
+    return _PREFIX.pack(checksum(head, flags, content), flags) + content
 
 
 def read_response(record: bytes) -> StoredResponse:
@@ -175,9 +176,9 @@ def read_response(record: bytes) -> StoredResponse:
     """
     try:
         expected, flags = _PREFIX.unpack_from(record, HEAD_SIZE)
-        if flags & ~_FLAGS or expected != checksum(record, record[HEAD_SIZE + 4 :]):
-            raise UnreadableRecord("the checksum does not match")
         content = record[HEAD_SIZE + _PREFIX.size :]
+        if flags & ~_FLAGS or expected != checksum(record, flags, content):
+            raise UnreadableRecord("the checksum does not match")
         if flags & _COMPRESSED:
             content = zlib.decompress(content)
         return _parse(content, omitted=bool(flags & _OMITTED))

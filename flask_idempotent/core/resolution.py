@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .record import MAX_ATTEMPT, Head, NewerRecord, State, StoredResponse, UnreadableRecord, pack_payload, read_head
+from .record import (
+    MAX_ATTEMPT,
+    Head,
+    NewerRecord,
+    State,
+    StoredResponse,
+    UnreadableRecord,
+    pack_payload,
+    read_head,
+    undated_head,
+)
 from .steps import is_interrupted, journal_key, without_interrupted
 from .store import Claim, Found, OnOutage, Store, Terms
 
@@ -75,7 +85,8 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     """
     journal = store.get(journal_key(key))
     head = interrupted(found, journal)
-    payload = None if answer is None else _pack(head._replace(state=State.DONE, owner=token), answer)
+    done = undated_head(State.DONE, head.attempt, token, head.fingerprint)
+    payload = None if answer is None else pack_payload(done, answer.response, answer.compress_over)
     terms = replace(terms, resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
     claim = Claim(key, token, head.fingerprint, terms)
     granted = store.claim(claim)
@@ -96,7 +107,3 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
         settled = store.forget(claim)
     if not settled:
         raise NotResolvable("another request has taken the key since")
-
-
-def _pack(head: Head, answer: Answer) -> bytes:
-    return pack_payload(head, answer.response, answer.compress_over)

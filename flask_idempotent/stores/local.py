@@ -42,7 +42,7 @@ class LocalStore:
 
         :raises StoreFull: there is no room for a new key.
         """
-        if not owed and (answer := self._table.at_once(partial(self._claim_at_once, claim))) is not None:
+        if not owed and (answer := self._table.at_once(self._claim_at_once, claim)) is not None:
             return answer
         now, change = self._table.run(lambda rows: self._apply(rows, Event.CLAIM, claim, owed), writes=False)
         if change.effect is Effect.REFUSED:
@@ -60,7 +60,7 @@ class LocalStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
-        if not owed and self._table.at_once(partial(self._complete_at_once, claim, payload, ttl_ms)):
+        if not owed and self._table.at_once(self._complete_at_once, claim, payload, ttl_ms):
             if self._waiters:
                 self._wake(claim.key)
             return True
@@ -250,7 +250,7 @@ class LocalStore:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
         self._table.may_drop = may_drop
 
-    def _claim_at_once(self, claim: Claim, rows: Rows) -> Claimed | Found | None:
+    def _claim_at_once(self, rows: Rows, claim: Claim) -> Claimed | Found | None:
         """A claim for a new key, or for a finished one; None for all others."""
         now = self._clock()
         record, _ = rows.find(claim.key, now)
@@ -258,7 +258,7 @@ class LocalStore:
             return Found(record, now) if record[1:2] == State.DONE.value else None
         return FIRST if rows.put_new(claim.key, *begun(claim, now), now) else None
 
-    def _complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int, rows: Rows) -> bool:
+    def _complete_at_once(self, rows: Rows, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """The outcome of a request that has its key, as nearly all have."""
         now = self._clock()
         return rows.replace(claim.key, head_of(claim, State.PENDING), *ended(claim, payload, now, ttl_ms), now)

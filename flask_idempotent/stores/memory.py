@@ -112,10 +112,6 @@ class RecordCache(SimpleCache):
     def __len__(self) -> int:
         return len(self._cache)
 
-    def __contains__(self, key: str) -> bool:
-        """Whether anything stands under a key, live or not; hold the lock."""
-        return key in self._cache
-
     def _make_room(self, size: int, now: int) -> None:
         """Let a new record of ``size`` bytes fit in."""
         while full := self._full(size):
@@ -164,10 +160,10 @@ class MemoryTable:
         with self._backend.lock:
             return work(self)
 
-    def at_once(self, work: Callable[[Rows], Answer]) -> Answer | None:
+    def at_once(self, work: Callable[..., Answer], *args: Any) -> Answer | None:
         """See :class:`~flask_idempotent.stores.table.Table`."""
         with self._backend.lock:
-            return work(self)
+            return work(self, *args)
 
     def close(self) -> None:
         """See :class:`~flask_idempotent.stores.table.Table`. There is nothing to give back."""
@@ -180,8 +176,6 @@ class MemoryTable:
 
     def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        if key in self._backend:
-            return False
         self.put(key, record, expires, now)
         return True
 

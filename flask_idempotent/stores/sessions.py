@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakSet, finalize
 
 from ..core.forks import PerProcess
@@ -73,15 +73,15 @@ class Session:
             raise
         return answer
 
-    def step(self, work: Callable[[SqlRows], Answer]) -> Answer:
-        """Do some work of which each statement is a transaction of its own.
+    def step(self, work: Callable[..., Answer], *args: Any) -> Answer:
+        """Do ``work(rows, *args)``, of which each statement is a transaction of its own.
 
         :raises Replaced: and nothing was changed.
         :raises sqlite3.Error: the statement that failed has changed nothing.
         """
         if (now := time.monotonic()) >= self._check_at:
             self._check(now)
-        return work(self.rows)
+        return work(self.rows, *args)
 
     def use_reserve(self, yes: bool) -> None:
         """Whether this connection may use the part of the file that new keys leave to the requests that run."""

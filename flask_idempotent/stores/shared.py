@@ -104,13 +104,13 @@ class SharedTable:
             pass
         return self._again(work, settles)
 
-    def at_once(self, work: Callable[[Rows], Answer]) -> Answer | None:
+    def at_once(self, work: Callable[..., Answer], *args: Any) -> Answer | None:
         """See :class:`~flask_idempotent.stores.table.Table`.
 
         :raises StoreError: the file cannot be used.
         """
         try:
-            answer: Answer = self._once(Session.step, work)
+            answer: Answer = self._once(Session.step, work, *args)
             return answer
         except Replaced as replaced:
             self._begin_anew(replaced)

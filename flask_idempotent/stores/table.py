@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .tier import Debt
 
@@ -23,7 +23,7 @@ class Rows(Protocol):
         """Write a record. :raises StoreFull: the key is new and there is no room for it."""
 
     def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
-        """Write a record where nothing stands, live or not, in one step. False where that cannot be done so.
+        """Write a record where nothing is live, in one step. False where that cannot be done so.
 
         :raises StoreFull: there is no room for it.
         """
@@ -89,10 +89,10 @@ class Table(Protocol):
             it is not written, a finished request may run again.
         """
 
-    def at_once(self, work: Callable[[Rows], Answer]) -> Answer | None:
+    def at_once(self, work: Callable[..., Answer], *args: Any) -> Answer | None:
         """Do some work outside of a transaction, so that each step of it stands by itself. It costs half as much.
 
-        :param work: of one step or two.
+        :param work: called as ``work(rows, *args)``; of one step or two.
         :return: None where it could not be done now, and was not.
         """
 

@@ -58,7 +58,7 @@ def _life(store: Store, key: str) -> Iterator[Step]:
     claim = Claim(key, secrets.token_bytes(OWNER_SIZE), bytes(FINGERPRINT_SIZE), terms)
     duplicate = claim._replace(owner=secrets.token_bytes(OWNER_SIZE))
     head = Head(State.DONE, 1, claim.owner, claim.fingerprint, 0)
-    payload = pack_payload(head, StoredResponse("204 NO CONTENT", (), b""), TTL_MS)
+    payload = pack_payload(head.pack(), StoredResponse("204 NO CONTENT", (), b""), TTL_MS)
     yield "claim", lambda: store.claim(claim), lambda answer: answer == Claimed(1)
     yield "a duplicate's claim", lambda: store.claim(duplicate), lambda answer: isinstance(answer, Found)
     yield "renew", lambda: store.renew([claim]), lambda answer: answer == [True]

@@ -51,7 +51,7 @@ def a_record(
 ) -> bytes:
     """The bytes of a record."""
     head = Head(state, attempt, owner, fingerprint, deadline)
-    return head.pack() + (pack_payload(head, response, compress_over) if state is State.DONE else b"")
+    return head.pack() + (pack_payload(head.pack(), response, compress_over) if state is State.DONE else b"")
 
 
 def flip(record: bytes, bit: int) -> bytes:

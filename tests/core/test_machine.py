@@ -90,7 +90,7 @@ EXPIRES = NOW + 77_000
 def apply(event: Event, record: bytes | None, claim: Claim, expires: int = EXPIRES, **options: Any) -> Change:
     """A transition, with a proper payload for COMPLETE."""
     head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, 0)
-    payload = pack_payload(head, CREATED, 1024) if event is Event.COMPLETE else b""
+    payload = pack_payload(head.pack(), CREATED, 1024) if event is Event.COMPLETE else b""
     return transition(event, record, expires, claim, NOW, payload=payload, **options)
 
 
@@ -256,7 +256,7 @@ def test_an_outcome_is_stored_byte_for_byte() -> None:
     response = StoredResponse("200 OK", (("X", "\xff"),), bytes(range(256)))
     head = Head(State.DONE, 7, MINE, REQUEST, 0)
     change = transition(
-        Event.COMPLETE, OWN, EXPIRES, a_claim(attempt=7), NOW, payload=pack_payload(head, response, 10**6)
+        Event.COMPLETE, OWN, EXPIRES, a_claim(attempt=7), NOW, payload=pack_payload(head.pack(), response, 10**6)
     )
     assert read_response(change.record) == response
 

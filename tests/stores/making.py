@@ -38,7 +38,7 @@ def claim_of(
 def payload_of(claim: Claim, body: bytes = b"made") -> bytes:
     """A payload that replays, for the outcome of a claim."""
     head = Head(State.DONE, claim.attempt, claim.owner, claim.fingerprint, 0)
-    return pack_payload(head, StoredResponse("201 CREATED", (("X-Made", "here"),), body), 1024)
+    return pack_payload(head.pack(), StoredResponse("201 CREATED", (("X-Made", "here"),), body), 1024)
 
 
 def record_of(
