@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from flask import Request, has_request_context, request
@@ -20,25 +19,39 @@ from .errors import OutcomeUnknown, RequestInProgress
 _ACTIVE: Final = "_idempotency"
 
 
-@dataclass(slots=True)
 class Active:
     """The protection of one running request, or call outside of one; see :data:`current_idempotency`.
 
     :param key: the client's or the caller's key; None when a request has none and the view runs unprotected.
     :param attempt: 1, or more when an earlier attempt under this key failed or its worker died.
-    :param stored: whether the outcome is to be stored; see :meth:`do_not_store`.
-    :param inconclusive: whether a step could not tell what has been done; then the answer is no outcome.
+    :param seed: gives what derived keys are made of; most requests derive nothing.
+    :param store: where the steps are noted; None where nothing protects the request.
+    :param claim: the request's hold on its key, likewise.
+    :param docs_url: for the errors.
+    :ivar stored: whether the outcome is to be stored; see :meth:`do_not_store`.
+    :ivar inconclusive: whether a step could not tell what has been done; then the answer is no outcome.
     """
 
-    key: str | None
-    attempt: int
-    _seed: Callable[[], bytes]  # most requests derive nothing
-    _store: Store | None = None
-    _claim: Claim | None = None
-    _docs_url: str | None = None
-    stored: bool = field(default=True, init=False)
-    inconclusive: bool = field(default=False, init=False)
-    _steps: Steps | None = field(default=None, init=False)
+    __slots__ = ("_claim", "_docs_url", "_seed", "_steps", "_store", "attempt", "inconclusive", "key", "stored")
+
+    def __init__(
+        self,
+        key: str | None,
+        attempt: int,
+        seed: Callable[[], bytes],
+        store: Store | None = None,
+        claim: Claim | None = None,
+        docs_url: str | None = None,
+    ) -> None:
+        self.key = key
+        self.attempt = attempt
+        self.stored = True
+        self.inconclusive = False
+        self._seed = seed
+        self._store = store
+        self._claim = claim
+        self._docs_url = docs_url
+        self._steps: Steps | None = None
 
     @classmethod
     def without_key(cls) -> Active:

@@ -20,8 +20,6 @@ from .decorator import COVERED
 from .forms import idempotency_field
 from .runner import Runner
 from .state import EXTENSION, AppState
-from .stores import lent_backend, open_store, own_backend
-from .stores.source import THRESHOLD, read_source
 from .web import Principal, flask_login_user
 
 log = logging.getLogger("flask_idempotent")
@@ -55,6 +53,9 @@ class Idempotency:
         :raises ConfigurationError: with every mistake in the settings.
         :raises RuntimeError: the app is already set up.
         """
+        from .stores import lent_backend, open_store, own_backend  # what is loaded here is only needed with an app
+        from .stores.source import THRESHOLD, read_source
+
         if EXTENSION in app.extensions:
             raise RuntimeError(
                 f"Idempotency is already set up on the app {app.name!r}; call init_app once per app, "

@@ -5,7 +5,7 @@ Likewise one that failed in a step, since nobody knows whether the step was done
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .record import (
     MAX_ATTEMPT,
@@ -87,7 +87,7 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     head = interrupted(found, journal)
     done = undated_head(State.DONE, head.attempt, token, head.fingerprint)
     payload = None if answer is None else pack_payload(done, answer.response, answer.compress_over)
-    terms = replace(terms, resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
+    terms = terms._replace(resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
     claim = Claim(key, token, head.fingerprint, terms)
     granted = store.claim(claim)
     if isinstance(granted, Found):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
@@ -34,8 +33,7 @@ class OnOutage(StrEnum):
     EXECUTE = "execute"
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """The conditions under which a route claims its keys. Times are in milliseconds.
 
     :param lease_ms: how long a worker may be silent before it counts as dead.

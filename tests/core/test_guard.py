@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -88,7 +88,7 @@ def test_two_keys_know_nothing_of_each_other(worker: Worker) -> None:
 def test_another_request_under_the_key_is_told_so_in_every_state(
     how: str | None, resume: bool, worker: Worker, clock: Clock
 ) -> None:
-    terms = replace(TERMS, resume=resume)
+    terms = TERMS._replace(resume=resume)
     run = worker.run()
     if how:
         worker.end(how, run)
@@ -111,7 +111,7 @@ def test_a_failure_lets_the_same_request_run_again_under_a_higher_attempt(worker
     again = other.run()
     assert again.claim.attempt == 2
     assert other.guard.fail(again)
-    assert worker.run(terms=replace(TERMS, resume=False)).claim.attempt == 3
+    assert worker.run(terms=TERMS._replace(resume=False)).claim.attempt == 3
     assert worker.outcomes == [Outcome.CLAIMED, Outcome.FAILED, Outcome.CLAIMED]
 
 
@@ -170,7 +170,7 @@ def test_a_dead_worker_blocks_its_key_for_one_lease(worker: Worker, other: Worke
 def test_a_route_that_does_not_guess_says_that_the_outcome_is_unknown(
     worker: Worker, other: Worker, clock: Clock, store: MemoryStore
 ) -> None:
-    terms = replace(TERMS, resume=False)
+    terms = TERMS._replace(resume=False)
     worker.run(terms=terms)
     assert other.begin(terms=terms) == Busy()
     clock.advance(TERMS.lease_ms)
@@ -308,7 +308,7 @@ def test_a_first_run_asks_the_store_twice_and_a_replay_once(store: MemoryStore) 
     worker = Worker(recording)  # type: ignore[arg-type]
     worker.finish(worker.run())
     assert recording.calls == ["claim", "complete"]
-    worker.begin(terms=replace(TERMS, wait_ms=1000))
+    worker.begin(terms=TERMS._replace(wait_ms=1000))
     assert recording.calls[2:] == ["claim"]
 
 
@@ -323,7 +323,7 @@ def test_the_real_heartbeat_keeps_a_real_lease(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("flask_idempotent.core.lease.IDLE_SECONDS", 0.01)
     clock = Clock()
     store = memory(clock)
-    terms = replace(TERMS, lease_ms=30)
+    terms = TERMS._replace(lease_ms=30)
     guard = Guard(store, lambda *_: None)
     run = guard.begin("k", REQUEST, terms)
     assert isinstance(run, Run)
@@ -368,7 +368,7 @@ def test_a_test_may_choose_the_tokens(store: MemoryStore) -> None:
 
 # Waiting
 
-WAITING = replace(TERMS, wait_ms=10_000)
+WAITING = TERMS._replace(wait_ms=10_000)
 
 
 def waits(store: MemoryStore) -> bool:
@@ -416,7 +416,7 @@ def test_a_duplicate_is_not_fooled_by_another_request_that_took_the_freed_key(
 def test_a_duplicate_that_gives_up_frees_nothing(worker: Worker, other: Worker, store: MemoryStore) -> None:
     run = worker.run()
     before = store.get("k")
-    assert other.begin(terms=replace(TERMS, wait_ms=20)) == Busy()
+    assert other.begin(terms=TERMS._replace(wait_ms=20)) == Busy()
     assert store.get("k") == before
     assert not waits(store)
     assert worker.finish(run)
@@ -451,7 +451,7 @@ def test_nobody_waits_for_what_is_already_known(state: str, worker: Worker, stor
         clock.advance(TERMS.lease_ms)
     recording = Recording(store)
     Worker(recording).begin(  # type: ignore[arg-type]
-        fingerprint=OTHER_REQUEST if state == "mismatch" else REQUEST, terms=replace(WAITING, resume=False)
+        fingerprint=OTHER_REQUEST if state == "mismatch" else REQUEST, terms=WAITING._replace(resume=False)
     )
     assert recording.calls == ["claim"]
 
@@ -568,14 +568,14 @@ def test_a_request_that_cannot_claim_its_key_does_not_run(
 ) -> None:
     worker = Worker(Failing(store, error, "claim"))  # type: ignore[arg-type]
     with pytest.raises(StoreError) as caught:
-        worker.begin(terms=replace(TERMS, on_outage=policy))
+        worker.begin(terms=TERMS._replace(on_outage=policy))
     assert caught.value is error
     assert (worker.seen, worker.heartbeat.claims) == ([], {})
 
 
 def test_a_route_that_prefers_to_execute_runs_unprotected_during_an_outage(store: MemoryStore) -> None:
     worker = Worker(Failing(store, AWAY, "claim"))  # type: ignore[arg-type]
-    assert worker.begin(terms=replace(TERMS, on_outage=OnOutage.EXECUTE)) == Unprotected()
+    assert worker.begin(terms=TERMS._replace(on_outage=OnOutage.EXECUTE)) == Unprotected()
     assert worker.outcomes == [Outcome.UNPROTECTED]
     assert not worker.heartbeat.claims
 
@@ -585,13 +585,13 @@ def test_what_is_no_outage_is_no_reason_to_run_unprotected(error: StoreError, st
     """``ON_OUTAGE`` is about a Redis that is away; a full store or a wrong password is a mistake to be seen."""
     worker = Worker(Failing(store, error, "claim"))  # type: ignore[arg-type]
     with pytest.raises(StoreError):
-        worker.begin(terms=replace(TERMS, on_outage=OnOutage.EXECUTE))
+        worker.begin(terms=TERMS._replace(on_outage=OnOutage.EXECUTE))
 
 
 def test_an_error_that_is_not_the_stores_is_not_hidden(store: MemoryStore) -> None:
     worker = Worker(Failing(store, TypeError("a mistake of ours"), "claim", "complete"))  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        worker.begin(terms=replace(TERMS, on_outage=OnOutage.EXECUTE))
+        worker.begin(terms=TERMS._replace(on_outage=OnOutage.EXECUTE))
 
 
 def test_a_full_store_takes_no_new_key_and_keeps_the_old_ones(clock: Clock) -> None:
@@ -636,7 +636,7 @@ def test_one_lease_that_cannot_be_renewed_does_not_cost_the_others_theirs(clock:
     ],
 )
 @pytest.mark.parametrize(
-    "terms", [TERMS, WAITING, replace(TERMS, on_outage=OnOutage.EXECUTE)], ids=["", "wait", "execute"]
+    "terms", [TERMS, WAITING, TERMS._replace(on_outage=OnOutage.EXECUTE)], ids=["", "wait", "execute"]
 )
 def test_a_record_that_cannot_be_read_is_an_error_and_never_a_second_run(
     record: bytes, error: type[Exception], terms: Terms, worker: Worker, store: MemoryStore

@@ -41,7 +41,7 @@ LAYERS = (
 )
 TOP = len(LAYERS)
 OPTIONAL = {"redis", "stripe"}
-LATE = {"cli"}  # modules that no worker needs, imported when they are called
+LATE = {"cli", "stores", "stores.source"}  # what no worker needs, and what an app needs and its import does not
 FROM_FLASK_CACHING = {("extension", "flask_caching.Cache")}  # outside of stores: the type of an argument
 RUNS_CODE = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle", "joblib", "yaml"}
 
