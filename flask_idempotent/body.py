@@ -76,16 +76,20 @@ class _Parsed:
         self._stream: IO[bytes] = vars(request)["stream"]  # see _rewind
         self._data = data
         self._value = value
+        self._given = False
 
     def __getitem__(self, silent: int) -> Any:
         """What ``Request.get_json`` looks for; Ellipsis where it has to parse."""
+        if self._given:  # a copy of the request asks
+            return self._value
         request = self._request()
         if request is None:
             return ...
         found, stream = vars(request), self._stream
-        del found["_cached_json"]
+        found.pop("_cached_json", None)  # another thread may ask, too
         if found.get("stream") is not stream or stream.tell() or request.json_module is not self._provider:
             return ...
+        self._given = True
         stream.seek(0, io.SEEK_END)  # as if it had been read for this
         found["_cached_data"], found["_cached_json"] = self._data, (self._value, self._value)
         return self._value

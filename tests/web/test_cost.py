@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import subprocess
@@ -229,6 +230,7 @@ ORDERS_OF_CALLS: Final[dict[str, Callable[[], Any]]] = {
     "a piece of the stream, then JSON": lambda: [request.stream.read(5).decode(), request.get_json(silent=True)],
     "data, then JSON": lambda: [request.get_data(as_text=True), request.get_json()],
     "JSON, then data that are not kept": lambda: [request.get_json(), request.get_data(cache=False).decode()],
+    "JSON of a copy": lambda: [copy.copy(request._get_current_object()).get_json()],  # type: ignore[attr-defined]
     "JSON twice": lambda: [request.get_json() is request.get_json(), request.json is request.get_json(silent=True)],
     "another parser, then JSON": lambda: [setattr(request, "json_module", Loud), request.get_json()],
     "silently, then aloud": lambda: [request.get_json(silent=True), request.get_json()],
