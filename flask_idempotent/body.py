@@ -10,7 +10,7 @@ from functools import partial
 from typing import IO, Any, Final, NamedTuple
 from weakref import ref
 
-from flask import Flask, Request
+from flask import Request
 from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -42,22 +42,21 @@ class Body(NamedTuple):
     refusal: RequestEntityTooLarge | None = None
 
 
-def read_body(request: Request, app: Flask, mimetype: str, ignored: frozenset[str]) -> Body:
+def read_body(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
     """Read the body, or what a hook of the app has left of it. The request is as unread afterwards as it was before:
     ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they would have given it.
 
-    :param app: whose limits count.
     :param mimetype: the request's.
     :param ignored: form fields, and members of a JSON object, that do not count.
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
     if mimetype == _JSON or request.is_json:
-        data = _data(request, app)
+        data = _data(request)
         return Body(json_body(data, ignored, partial(_spare_parsing, request, data)))
     if mimetype in FORMS:
-        return _read_form(request, app, mimetype, ignored)
+        return _read_form(request, mimetype, ignored)
     if "_cached_data" in request.__dict__:
-        return Body(raw_body(_data(request, app)))
+        return Body(raw_body(_data(request)))
     return Body(streamed_body(_spool(request)[1]))
 
 
@@ -104,13 +103,13 @@ def _spare_parsing(request: Request, data: bytes, value: Any) -> None:
         found["_cached_json"] = _Parsed(request, data, value)
 
 
-def _read_form(request: Request, app: Flask, mimetype: str, ignored: frozenset[str]) -> Body:
+def _read_form(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
     if "form" in request.__dict__:
         return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
     if mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
         spool, digest = _spool(request)
         return _parsed(request, spool, ignored) or Body(streamed_body(digest))
-    data = _data(request, app)
+    data = _data(request)
     return _parsed(request, io.BytesIO(data), ignored) or Body(raw_body(data))
 
 
@@ -152,18 +151,18 @@ def _digests(files: Files) -> Iterator[tuple[str, str]]:
         yield field, f"{digest} {file.content_type} {file.filename}"
 
 
-def _data(request: Request, app: Flask) -> bytes:
+def _data(request: Request) -> bytes:
     """The whole body in memory, where the view is going to have it, too."""
     if "_cached_data" in request.__dict__:
         return request.get_data()
-    data = _at_once(request, app)
+    data = _at_once(request)
     if data is None:
         data = request.stream.read()
     _rewind(request, io.BytesIO(data))
     return data
 
 
-def _at_once(request: Request, app: Flask) -> bytes | None:
+def _at_once(request: Request) -> bytes | None:
     """A short body of known length, by one read of what the server gives; None for any other body.
 
     Werkzeug's stream gives the same, but takes longer over it than we take to parse a small document.
@@ -174,7 +173,7 @@ def _at_once(request: Request, app: Flask) -> bytes | None:
         return None
     if "stream" in request.__dict__ or "wsgi.input_terminated" in environ or "HTTP_TRANSFER_ENCODING" in environ:
         return None
-    size, limit = int(length), _limit(request, app)
+    size, limit = int(length), request.max_content_length
     if limit is not None and size > limit:
         return None
     try:
@@ -183,14 +182,6 @@ def _at_once(request: Request, app: Flask) -> bytes | None:
         data = b""
     missing = size - len(data)
     return data + LimitedStream(environ["wsgi.input"], missing).read() if missing else data
-
-
-def _limit(request: Request, app: Flask) -> int | None:
-    """How many bytes a body may have: the app's limit, unless the request has one of its own."""
-    if type(request) is Request and "_max_content_length" not in vars(request):  # as Flask does, without asking twice
-        limit: int | None = app.config["MAX_CONTENT_LENGTH"]
-        return limit
-    return request.max_content_length
 
 
 def _spool(request: Request) -> tuple[IO[bytes], bytes]:

@@ -219,8 +219,8 @@ class _Execution:
     def _keep(self, response: Response, ttl_ms: int) -> None:
         """Store the outcome: at once, or for a stream when its last chunk has passed."""
         head = (response.status, web.stored_headers(response, self._settings), ttl_ms)
-        chunks = response.response
-        if type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes:  # as nearly all are
+        chunks, plain = response.response, type(response).iter_encoded is Response.iter_encoded
+        if plain and type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes:  # as nearly all are
             kept = self._store(*head, chunks[0])
         elif response.is_streamed or response.direct_passthrough:
             store, failed = functools.partial(self._store, *head), functools.partial(self._guard.fail, self._run)

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from flask import Flask, Response, request
 from markupsafe import Markup
 
 from .config import Settings
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
 PATH: Final = "/_idempotency/idempotent.js"
 ENDPOINT: Final = "idempotency_script"
 ASKS_HEADER: Final = "Idempotency-Script"  # on what the script sends for a form
 LOCATION_HEADER: Final = "Idempotency-Location"
-_ASKS: Final = f"HTTP_{ASKS_HEADER.upper().replace('-', '_')}"
-_SEE_OTHER: Final = frozenset(
-    {"301", "302", "303"}
-)  # what a browser follows with GET after a POST; 307 and 308 it repeats
+_SEE_OTHER: Final = frozenset({301, 302, 303})  # what a browser follows with GET after a POST; 307 and 308 it repeats
 _YEAR: Final = 365 * 86400
 
 
@@ -40,7 +33,7 @@ def install(app: Flask, settings: Settings) -> None:
     elif app.subdomain_matching:
         app.add_url_rule(PATH, ENDPOINT, _serve, subdomain="<_place>")
     app.jinja_env.globals.setdefault("idempotency_script", functools.partial(idempotency_script, settings))
-    app.wsgi_app = report_redirects(app.wsgi_app)  # type: ignore[method-assign, assignment]
+    app.after_request(report_redirect)
 
 
 def idempotency_script(settings: Settings, nonce: str | None = None) -> Markup:
@@ -63,27 +56,16 @@ def idempotency_script(settings: Settings, nonce: str | None = None) -> Markup:
     return Markup('<script src="{}"{} defer></script>').format(address, attributes)
 
 
-def report_redirects(wsgi_app: WSGIApplication) -> WSGIApplication:
-    """WSGI middleware that tells the script where a form's answer leads.
+def report_redirect(response: Response) -> Response:
+    """Tell the script where a form's answer leads.
 
     A script cannot follow a redirect to another site, such as a payment page, and sees nothing of it. The redirect
     itself is stored and replayed as it is; only the script's own request gets it in this form.
     """
-
-    def reported(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if _ASKS in environ:
-            start_response = functools.partial(_start, start_response)
-        return wsgi_app(environ, start_response)
-
-    return reported
-
-
-def _start(start_response: StartResponse, status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-    if status[:3] in _SEE_OTHER:
-        told = [(LOCATION_HEADER if name.lower() == "location" else name, value) for name, value in headers]
-        if told != headers:
-            return start_response("200 OK", told, *error)
-    return start_response(status, headers, *error)
+    if response.status_code in _SEE_OTHER and ASKS_HEADER in request.headers and response.location:
+        response.headers[LOCATION_HEADER] = response.headers.pop("Location")
+        response.status_code = 200
+    return response
 
 
 def _serve(_place: str | None = None) -> Response:

@@ -97,7 +97,7 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     else:
         raw = request.headers.get(settings.header)
         if raw is None and mimetype in FORMS:
-            body = read_body(request, app, mimetype, settings.uncounted_fields)
+            body = read_body(request, mimetype, settings.uncounted_fields)
             if body.refusal is not None:
                 raise body.refusal
             sent = [value for name, value in body.fields if name == settings.form_field]
@@ -112,7 +112,7 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     known = principal is not None and is_known(principal)
     credentials = b"" if known else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
-        body = body or read_body(request, app, mimetype, settings.uncounted_fields)
+        body = body or read_body(request, mimetype, settings.uncounted_fields)
         mark = _fingerprint(request, mimetype, settings, body.digest, credentials)
     elif callable(readers.fingerprint):
         told = readers.fingerprint(request)

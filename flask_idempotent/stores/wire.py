@@ -7,17 +7,11 @@ read here, because that is most of what a command costs. Commands are RESP array
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import struct
 from collections.abc import Callable
-from contextlib import suppress
-from types import MethodDescriptorType
 from typing import Any, Final
 
 READ_SIZE: Final = 65536
-_TIMEVAL: Final = struct.Struct("ll")  # seconds and microseconds
 
 # Before 7.0 a server wraps what went wrong in a script: "ERR Error running script (call to f_6ce9…): @user_script:21:
 # @user_script: 21: -OOM command not allowed when used memory > 'maxmemory'."
@@ -68,7 +62,6 @@ class Wire:
         self._socket = connection._sock  # the client has no public way to it
         self._buffer = b""
         self._at = 0
-        _let_the_system_wait(self._socket)
 
     def exchange(self, commands: bytes, count: int, more: More | None = None) -> list[Reply]:
         """Send packed commands and read as many replies, and one for the command that follows from them.
@@ -85,8 +78,6 @@ class Wire:
                 replies = self._replies(data, count)
         except ValueError as error:  # a length that is no number
             raise Broken("no reply of the Redis protocol") from error
-        except BlockingIOError as error:  # the system has waited for long enough
-            raise TimeoutError("timed out") from error
         if more is not None and (following := more(replies)):
             replies += self.exchange(following, 1)
         return replies
@@ -151,20 +142,6 @@ class Wire:
             pieces.append(data)
             missing -= len(data)
         self._buffer, self._at = b"".join(pieces), 0
-
-
-def _let_the_system_wait(connected: Any) -> None:
-    """Let the system keep a socket's time limit: Python itself would ask, before each transfer, whether there is
-    anything to transfer. Not where somebody else does the waiting, as TLS and gevent do.
-    """
-    seconds = connected.gettimeout()
-    if not seconds or os.name != "posix" or not isinstance(type(connected).recv, MethodDescriptorType):
-        return
-    limit = _TIMEVAL.pack(int(seconds), max(int(seconds % 1 * 1e6), 1))
-    with suppress(OSError):  # a system that knows no such limit, or has another form for it
-        for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            connected.setsockopt(socket.SOL_SOCKET, direction, limit)
-        connected.settimeout(None)
 
 
 def _whole_reply(data: bytes) -> bytes | int | None:

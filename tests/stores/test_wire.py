@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -121,3 +122,21 @@ def test_a_server_that_hangs_up_in_the_middle_breaks_the_connection(
     server.shutdown(socket.SHUT_WR)
     with pytest.raises(Broken):
         wire.exchange(pack("GET", "k"), 1)
+
+
+def test_signals_do_not_lengthen_the_wait_for_a_silent_server(ends: tuple[Wire, socket.socket]) -> None:
+    """A profiler's timer, say, in a worker that waits in its main thread."""
+    wire, _ = ends
+    wire._socket.settimeout(0.5)
+    again = Wire(Connection(wire._socket))
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    ended = threading.Timer(3, wire._socket.shutdown, [socket.SHUT_RDWR])  # ends the test where the limit does not
+    ended.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        with pytest.raises(TimeoutError):
+            again.exchange(pack("PING"), 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        ended.cancel()

@@ -593,3 +593,12 @@ HOOKS: dict[str, Callable[[], Any]] = {
 
 def hook(reader: str) -> None:
     HOOKS[reader]()
+
+
+def test_a_limit_that_is_set_on_the_request_class_is_heeded(
+    guarded: Callable[..., Server], runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Request, "max_content_length", 5)
+    server = guarded(lambda: {"run": runs(), "seen": request.get_json()})
+    assert server.post(key="k", json={"longer": "than that"}).status_code == 413
+    assert runs.count == 0

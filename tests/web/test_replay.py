@@ -565,3 +565,17 @@ def test_the_generator_of_a_stream_is_closed_once(guarded: Callable[..., Server]
     first = server.post(key="k")
     assert_replay(server.post(key="k"), first)
     assert (runs.count, closed.count) == (1, 1)
+
+
+class Upper(Response):
+    """An answer that takes its form on the way out."""
+
+    def iter_encoded(self) -> Iterator[bytes]:
+        return (chunk.upper() for chunk in super().iter_encoded())
+
+
+def test_an_answer_that_is_encoded_on_the_way_out_is_replayed_as_it_was_sent(guarded: Callable[..., Server]) -> None:
+    server = guarded(lambda: Upper("abc"))
+    first, again = server.post(key="k"), server.post(key="k")
+    assert first.content == again.content == b"ABC"
+    assert_replay(again, first)
