@@ -228,10 +228,12 @@ def mark_unstored(response: Response) -> None:
 
 def replay(stored: StoredResponse, app: Flask, settings: Settings) -> Response:
     """The stored answer again, marked as a replay."""
-    told = [*stored.headers, (settings.replay_header, "true")]
+    headers = Headers(stored.headers)
+    headers[settings.replay_header] = "true"
     if stored.body is None:
-        told.append((OMITTED_HEADER, "omitted"))
-    response = app.response_class([stored.body or b""], stored.status, Headers(told))
+        headers[OMITTED_HEADER] = "omitted"
+    told = [*headers]
+    response = app.response_class([stored.body or b""], stored.status, headers)
     if [*response.headers] != told:  # a content type where there was none, or what the app's own class adds
         response.headers = Headers(told)
     return response

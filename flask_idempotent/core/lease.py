@@ -9,7 +9,7 @@ from collections.abc import Callable
 from os import getpid
 
 from .forks import PerProcess
-from .store import Claim, Store, StoreError
+from .store import Claim, Store, StoreError, Terms
 
 log = logging.getLogger("flask_idempotent")
 
@@ -66,7 +66,7 @@ class _Pulse:
 
     def add(self, claim: Claim) -> None:
         now, terms = self._clock(), claim.terms
-        due = now + terms.lease_ms / 1000 / RENEWALS_PER_LEASE
+        due = now + _interval(terms)
         with self._lock:
             self._came = True
             if not self._running:
@@ -134,7 +134,7 @@ class _Pulse:
                 del self._due[owner]
                 log.warning("a request runs longer than IDEMPOTENCY_MAX_RUNTIME; its lease is no longer renewed")
             elif due <= now:
-                self._due[owner] = (now + claim.terms.lease_ms / 1000 / RENEWALS_PER_LEASE, end, claim)
+                self._due[owner] = (now + _interval(claim.terms), end, claim)
                 taken.append(claim)
         return taken
 
@@ -152,3 +152,7 @@ class _Pulse:
             log.warning("idempotency: leases could not be renewed: %s", error)
         except Exception:
             log.exception("idempotency: leases could not be renewed")
+
+
+def _interval(terms: Terms) -> float:
+    return terms.lease_ms / 1000 / RENEWALS_PER_LEASE

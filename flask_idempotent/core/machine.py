@@ -184,9 +184,9 @@ def transition(
 
 def begun(claim: Claim, now: int) -> tuple[bytes, int]:
     """The record of a claim for a key under which nothing stands, and when it expires: the commonest transition."""
-    lease_end, retained = now + claim.terms.lease_ms, now + claim.terms.ttl_ms
+    lease_end = now + claim.terms.lease_ms
     record = head_of(claim, State.PENDING) + pack_deadline(lease_end)
-    return record, retained if retained > lease_end else lease_end
+    return record, max(lease_end, now + claim.terms.ttl_ms)
 
 
 def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> tuple[bytes, int]:

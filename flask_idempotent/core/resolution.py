@@ -7,17 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .record import (
-    MAX_ATTEMPT,
-    Head,
-    NewerRecord,
-    State,
-    StoredResponse,
-    UnreadableRecord,
-    pack_payload,
-    read_head,
-    undated_head,
-)
+from .machine import head_of
+from .record import MAX_ATTEMPT, Head, NewerRecord, State, StoredResponse, UnreadableRecord, pack_payload, read_head
 from .steps import is_interrupted, journal_key, without_interrupted
 from .store import Claim, Found, OnOutage, Store, Terms
 
@@ -85,10 +76,10 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     """
     journal = store.get(journal_key(key))
     head = interrupted(found, journal)
-    done = undated_head(State.DONE, head.attempt, token, head.fingerprint)
-    payload = None if answer is None else pack_payload(done, answer.response, answer.compress_over)
     terms = terms._replace(resume=True, wait_ms=0, on_outage=OnOutage.REJECT)
     claim = Claim(key, token, head.fingerprint, terms)
+    ours = claim._replace(attempt=head.attempt)
+    done = None if answer is None else pack_payload(head_of(ours, State.DONE), answer.response, answer.compress_over)
     granted = store.claim(claim)
     if isinstance(granted, Found):
         interrupted(granted, journal)
@@ -96,14 +87,13 @@ def resolve(store: Store, key: str, found: Found, token: bytes, terms: Terms, an
     if granted.attempt != min(head.attempt + 1, MAX_ATTEMPT):  # it was not the dead worker's any more
         store.forget(claim)
         raise NotResolvable("the record has changed or expired since it was looked at; look again")
-    claim = claim._replace(attempt=head.attempt)
-    if answer is not None and payload is not None:
-        settled = store.complete(claim, payload, answer.ttl_ms)
+    if answer is not None and done is not None:
+        settled = store.complete(ours, done, answer.ttl_ms)
     elif head.state is State.FAILED:
         store.set(journal_key(key), without_interrupted(journal or b""), terms.ttl_ms)
-        settled = store.fail(claim)
+        settled = store.fail(ours)
     else:
         store.delete(journal_key(key))  # whoever comes next under the key has done no step of its own
-        settled = store.forget(claim)
+        settled = store.forget(ours)
     if not settled:
         raise NotResolvable("another request has taken the key since")

@@ -56,7 +56,7 @@ class Breaker:
         self._glance = glance
         self._changed = changed
         self._lock = threading.Lock()
-        self.failures = 0  # in a row
+        self._failures = 0
         self.prober: Prober | None = None
         self._wanted = False  # since the last recovery began
         self.is_open = False
@@ -66,9 +66,9 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Note that the server answered. Only the probe ends an outage."""
-        if self.failures and not self.is_open:
+        if self._failures and not self.is_open:
             with self._lock:
-                self.failures = 0
+                self._failures = 0
 
     def failed(self, error: StoreError) -> None:
         """Note a failure; the first of an outage is logged."""
@@ -77,8 +77,8 @@ class Breaker:
 
     def _count(self, error: StoreError) -> None:
         with self._lock:
-            self.failures += 1
-            self.is_open = self.is_open or self.failures >= FAILURES_TO_OPEN
+            self._failures += 1
+            self.is_open = self.is_open or self._failures >= FAILURES_TO_OPEN
             first, self.reason = self.reason is None, self.reason or str(error)
             self.since = self.since or time.time()
         if first:
@@ -154,7 +154,7 @@ class Breaker:
     def _closed(self, me: Prober, finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
-            ended, self.reason, self.is_open, self.failures = self.reason, None, False, 0
+            ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
             self.since = None
             if ended:
                 self.ended = time.monotonic()

@@ -84,8 +84,7 @@ class Contact:
             if error.outage:
                 breaker.failed(error)
             raise
-        if breaker.failures:
-            breaker.succeeded()
+        breaker.succeeded()
         return answer
 
     def tell(self, call: Callable[..., Answer], *args: Any) -> tuple[Answer] | None:

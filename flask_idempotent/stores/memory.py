@@ -72,10 +72,7 @@ class RecordCache(SimpleCache):
         """
         before, old = self._cache.get(key, (None, b""))
         if before is None:
-            if self._expiries.due(now):
-                self.drop_expired(now)
-            if len(self._cache) >= self._threshold or self._limit_bytes is not None:
-                self._make_room(len(value), now)
+            self._make_room(len(value), now)
         self._bytes += len(value) - len(old)
         self._cache[key] = (expires, value)
         if before != expires:
@@ -114,6 +111,8 @@ class RecordCache(SimpleCache):
 
     def _make_room(self, size: int, now: int) -> None:
         """Let a new record of ``size`` bytes fit in."""
+        if self._expiries.due(now):
+            self.drop_expired(now)
         while full := self._full(size):
             if not self.drop_expired(now) and not self._drop_one():
                 raise StoreFull(f"the memory store holds its limit of {full}, shorten IDEMPOTENCY_TTL or use Redis")
@@ -170,8 +169,7 @@ class MemoryTable:
 
     def put(self, key: str, record: bytes, expires: int, now: int) -> None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        if self._ledger.by_serial:
-            self._ledger.sweep(now)
+        self._ledger.sweep(now)
         self._backend.put(key, record, expires, now)
 
     def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:

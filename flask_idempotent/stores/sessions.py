@@ -60,8 +60,7 @@ class Session:
         :raises Replaced: and nothing was changed.
         :raises sqlite3.Error: likewise.
         """
-        if (now := time.monotonic()) >= self._check_at:
-            self._check(now)
+        self._see_to_it()
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         try:
@@ -79,8 +78,7 @@ class Session:
         :raises Replaced: and nothing was changed.
         :raises sqlite3.Error: the statement that failed has changed nothing.
         """
-        if (now := time.monotonic()) >= self._check_at:
-            self._check(now)
+        self._see_to_it()
         return work(self.rows, *args)
 
     def use_reserve(self, yes: bool) -> None:
@@ -91,6 +89,12 @@ class Session:
     def close(self) -> None:
         """Close the connection; never in a process that has only inherited it."""
         self._connection.close()
+
+    def _see_to_it(self) -> None:
+        """Check the file, if that is due."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check(now)
 
     def _check(self, now: float) -> None:
         """Is this still the file that all others see? Now and then also: are all parts of it there?"""
@@ -169,8 +173,7 @@ class Sessions:
     def give_back(self, session: Session) -> None:
         """The session can be used by others."""
         self._idle.append(session)
-        if self._waiting or self._forks:
-            self._tell()
+        self._tell()
 
     def drop(self, session: Session) -> None:
         """The session is of no use any more."""

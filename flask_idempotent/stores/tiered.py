@@ -229,8 +229,7 @@ class TieredStore:
         theirs = contact.ask(self._shared.claim, claim)
         if isinstance(theirs, Claimed):
             try:
-                if not contact.recovery.is_acquainted:
-                    contact.know_servers()
+                contact.know_servers()
                 if careful:
                     contact.wait_for_others(StoreError)
             except StoreError:
