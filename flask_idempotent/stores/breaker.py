@@ -44,6 +44,7 @@ class Breaker:
     :param glance: looks whether the server is still there; True when there is something to recover. Without it the
         probe ends when nothing is left to do.
     :param changed: told True when an outage begins, and False when it has ended.
+    :param stopped: called by a probe that ends because it was told to: it may have asked something after that.
     """
 
     def __init__(
@@ -51,10 +52,12 @@ class Breaker:
         recover: Callable[[], bool],
         glance: Callable[[], bool] | None = None,
         changed: Callable[[bool], None] = lambda _away: None,
+        stopped: Callable[[], None] = lambda: None,
     ) -> None:
         self._recover = recover
         self._glance = glance
         self._changed = changed
+        self._stopped = stopped
         self._lock = threading.Lock()
         self._failures = 0
         self.prober: Prober | None = None
@@ -119,6 +122,7 @@ class Breaker:
         while pause is not None:
             jitter = random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER)  # noqa: S311
             if me.told_to_stop.wait(pause * jitter) or self.prober is not me:
+                self._stopped()
                 return
             to_do = self._wanted or self.reason is not None
             pause = self._try_to_recover(me) if to_do else self._look()

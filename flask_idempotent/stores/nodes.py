@@ -91,7 +91,7 @@ class Nodes(ABC):
         return {self.name: self.exchange("", commands, count, urgent=urgent)}
 
     def close(self) -> None:
-        """Hang up on all connections that are not in use."""
+        """Hang up on all connections: on those in use as soon as they are given back."""
         self._pools().close()
 
     def _pool_at(self, place: Place) -> Pool:

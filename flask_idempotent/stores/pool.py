@@ -35,6 +35,7 @@ class Pool:
         self._idle: list[Wire] = []  # its append and pop are atomic
         self._made = 0
         self._waiting = 0
+        self._closes = 0  # how often all were to be hung up
         self._freed = threading.Condition()
         self.connected: Callable[[], object] = lambda: None  # called when a connection was made
 
@@ -50,6 +51,7 @@ class Pool:
         :raises redis.RedisError: it does not let this client in.
         :raises Exhausted: no connection became free in time.
         """
+        closes = self._closes
         wire = self._kept() or self._take(urgent)
         try:
             if wire is not None:
@@ -74,12 +76,22 @@ class Pool:
         if self._waiting:
             with self._freed:
                 self._freed.notify()
+        if closes != self._closes:  # nobody may come again to close this one
+            self._hang_up()
         return replies
 
     def close(self) -> None:
-        """Hang up on all connections that are not in use."""
-        while self._idle:
-            self._drop(self._idle.pop())
+        """Hang up on all connections: on those in use as soon as they are given back."""
+        self._closes += 1
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        while True:
+            try:
+                wire = self._idle.pop()
+            except IndexError:
+                return
+            self._drop(wire)
 
     def _new(self) -> Wire:
         """A new connection, for which there is room already."""
@@ -162,7 +174,7 @@ class Pools(dict[Place, Pool]):
             pool.close()
 
     def close(self) -> None:
-        """Hang up on all connections that are not in use."""
+        """Hang up on all connections: on those in use as soon as they are given back."""
         for pool in list(self.values()):
             pool.close()
 

@@ -46,6 +46,7 @@ class TieredStore:
             recovery,
             lambda: self._glance(recovery),
             lambda away: self._notify(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
+            self._shared.nodes.close,
         )
         return Contact(breaker, recovery)
 

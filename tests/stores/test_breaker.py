@@ -161,6 +161,19 @@ def test_what_is_owed_without_an_outage_is_not_logged_as_one(
     assert caplog.records == []
 
 
+def test_a_probe_that_was_told_to_stop_says_so_after_its_last_question(recovery: Recovery) -> None:
+    said: list[int] = []
+    recovery.go_on.clear()
+    breaker = Breaker(recovery, stopped=lambda: said.append(recovery.calls))
+    breaker.probe()
+    assert recovery.running.wait(5)
+    breaker.stop()
+    assert said == []
+    recovery.go_on.set()
+    eventually(lambda: not alive("probe"))
+    assert said == [1]
+
+
 FORKED = """
 import os, time
 from flask_idempotent.core.forks import PerProcess

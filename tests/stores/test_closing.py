@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -83,6 +84,28 @@ def test_closing_ends_the_probe_though_redis_is_away(worker: Workers) -> None:
     assert alive("probe")
     one.store.close()
     eventually(lambda: not alive("probe"), within=1)
+
+
+@pytest.mark.redis
+def test_what_the_probe_asks_while_the_store_is_closed_leaves_no_connection(
+    worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between its look whether it may go on and its question is too short to be met by chance."""
+    one = worker()
+    one.store.claim(claim_of())
+    ping, asking, closed = one.store._shared.ping, threading.Event(), threading.Event()
+
+    def late_ping() -> None:
+        asking.set()
+        assert closed.wait(10)
+        ping()
+
+    monkeypatch.setattr(one.store._shared, "ping", late_ping)
+    assert asking.wait(10)
+    one.store.close()
+    closed.set()
+    eventually(lambda: not alive("probe"), within=2)
+    assert [pool._made for pool in one.store._shared.nodes._pools().values()] == [0]
 
 
 @pytest.mark.redis

@@ -139,6 +139,23 @@ def test_who_gave_up_waiting_takes_no_connection_with_him(redis_server: RedisPro
     assert (pool._made, len(pool._idle), pool._waiting) == (1, 1, 0)
 
 
+def test_a_connection_that_is_in_use_when_the_store_is_closed_is_hung_up_when_it_comes_back(
+    redis_server: RedisProcess, connect: Connect
+) -> None:
+    store = connect(redis_server.port, 5.0)
+    pool = pool_of(store)
+    with redis_server.client() as server, ThreadPoolExecutor(2) as others:
+        store.get(KEY)
+        server.client_pause(300, all=True)
+        held = [others.submit(store.get, KEY) for _ in range(2)]  # one has the kept connection, one makes another
+        until(lambda: pool._made == 2 and not pool._idle, "the connections to be in use")
+        store.close()
+        assert [each.result(10) for each in held] == [None, None]
+        until(lambda: (pool._made, pool._idle) == (0, []), "the connections to be closed")
+        assert store.get(KEY) is None
+        assert (pool._made, len(pool._idle)) == (1, 1)
+
+
 @pytest.mark.usefixtures("server")
 def test_greenlets_that_are_killed_leave_no_connection_and_no_reply_behind(redis_server: RedisProcess) -> None:
     command = [sys.executable, "-m", "tests.stores.greenlets", str(redis_server.port)]
