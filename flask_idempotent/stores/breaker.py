@@ -16,6 +16,9 @@ log = logging.getLogger("flask_idempotent")
 FAILURES_TO_OPEN: Final = 2
 PROBE_SECONDS: Final = 0.25
 PROBE_JITTER: Final = 0.2
+# Before the next attempts at what cannot be written back. At first it may be another host's claim that is in the way,
+# which is about to be withdrawn.
+FIRST_LEFTOVER_SECONDS: Final = 0.05
 LEFTOVER_SECONDS: Final = 1.0
 
 
@@ -62,6 +65,8 @@ class Breaker:
         self._failures = 0
         self.prober: Prober | None = None
         self._wanted = False  # since the last recovery began
+        self._patience = FIRST_LEFTOVER_SECONDS  # with what is left over
+        self._again_at = float("-inf")  # when it is tried again, monotonic seconds
         self.is_open = False
         self.reason: str | None = None  # the failure that began the present outage
         self.since: float | None = None  # when that was, seconds since the epoch
@@ -124,28 +129,34 @@ class Breaker:
             if me.told_to_stop.wait(pause * jitter) or self.prober is not me:
                 self._stopped()
                 return
-            to_do = self._wanted or self.reason is not None
-            pause = self._try_to_recover(me) if to_do else self._look()
+            to_do = self._wanted and time.monotonic() >= self._again_at
+            pause = self._try_to_recover(me) if to_do or self.reason is not None else self._look()
 
     def _try_to_recover(self, me: Prober) -> float | None:
         """One attempt; the seconds until the next, or None when there is nothing left to do for this thread."""
         self._wanted, was_open = False, self.is_open
         try:
             finished = self._recover()
-        except StoreError:
+        except StoreError as error:
+            if error.outage and self.reason is None:  # it began while something was left over
+                self._count(error)
             return PROBE_SECONDS
         except Exception:  # whatever it is, the next outage needs a probe, too
             log.exception("idempotency: records could not be written back")
             return LEFTOVER_SECONDS
         if self._closed(me, finished):
             return None if self._glance is None else 0.0  # a restarted server may lack more than it has missed
-        return 0.0 if was_open else LEFTOVER_SECONDS  # at once for what came up before the breaker closed
+        if was_open:
+            return 0.0  # at once for what came up before the breaker closed
+        self._again_at = time.monotonic() + self._patience
+        self._patience = min(2 * self._patience, LEFTOVER_SECONDS)
+        return self._look()  # what cannot be written now must not keep a restarted server from getting the rest
 
     def _look(self) -> float:
         try:
             if self._glance is not None and self._glance():
                 self._wanted = True
-                return 0.0
+                return min(max(self._again_at - time.monotonic(), 0.0), PROBE_SECONDS)
         except StoreError as error:
             if error.outage:
                 self._count(error)
@@ -164,6 +175,8 @@ class Breaker:
                 self.ended = time.monotonic()
             self._wanted = self._wanted or not finished
             over = not self._wanted
+            if over or ended:
+                self._patience, self._again_at = FIRST_LEFTOVER_SECONDS, float("-inf")
             if over and self._glance is None and self.prober is me:
                 self.prober = None
         if ended:

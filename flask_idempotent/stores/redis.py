@@ -59,7 +59,7 @@ class RedisStore(WriteBack):
         else:
             return _found(answer)
         if replicas and (lacking := self._lacking(claim.key, replicas[0])):
-            self.take_back(claim._replace(attempt=granted.attempt))
+            self._take_back(claim._replace(attempt=granted.attempt))
             raise lacking
         return granted
 
@@ -101,7 +101,7 @@ class RedisStore(WriteBack):
         """Give back a claim of which only the token is known. That an earlier attempt failed or died stays known."""
         return bool(self._run(scripts.WITHDRAW, key, owner))
 
-    def take_back(self, claim: Claim) -> None:
+    def _take_back(self, claim: Claim) -> None:
         """Give back a claim that was granted, and whose request is not going to run. Where there is another tier, that
         one knows what is to become of it.
         """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from os import getpid
 from typing import Any
 
@@ -233,10 +234,18 @@ class TieredStore:
                 contact.know_servers()
                 if careful:
                     contact.wait_for_others(StoreError)
-            except StoreError:
-                self._shared.take_back(claim._replace(attempt=theirs.attempt))
+            except StoreError as error:
+                if not (error.outage and claim.terms.on_outage is OnOutage.LOCAL):  # then it is not going to run
+                    self._withdraw(claim, contact)
                 raise
         return theirs
+
+    def _withdraw(self, claim: Claim, contact: Contact) -> None:
+        """Free a key on Redis at once: another host may be about to bring back the outcome that belongs there. Where
+        that fails, it is owed.
+        """
+        with suppress(StoreError):
+            contact.ask(self._shared.withdraw, claim.key, claim.owner)
 
     def _mended(self, mine: Found, claim: Claim, contact: Contact) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis

@@ -6,6 +6,8 @@ import logging
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -172,6 +174,51 @@ def test_a_probe_that_was_told_to_stop_says_so_after_its_last_question(recovery:
     recovery.go_on.set()
     eventually(lambda: not alive("probe"))
     assert said == [1]
+
+
+def test_what_cannot_be_written_is_tried_again_soon_and_then_more_and_more_seldom(
+    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
+    recovery.answers = [False]
+    breaker = Breaker(recovery)
+    began = time.monotonic()
+    breaker.probe()
+    eventually(lambda: recovery.calls == 5)
+    assert time.monotonic() - began > 0.02 + 0.04 + 0.08 + 0.16
+    breaker.stop()
+
+
+def test_what_cannot_be_written_does_not_keep_the_probe_from_looking(
+    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", 60)
+    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
+    recovery.answers = [False]
+    looks = Counter[str]()
+
+    def glance() -> bool:
+        looks["looked"] += 1
+        return True  # as long as something is owed
+
+    breaker = Breaker(recovery, glance)
+    breaker.probe()
+    eventually(lambda: looks["looked"] > 3)
+    assert recovery.calls == 1
+    breaker.stop()
+
+
+def test_an_outage_that_begins_while_something_is_left_over_is_noticed(
+    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recovery.answers = [False, AWAY]
+    breaker = Breaker(recovery)
+    breaker.probe()
+    eventually(lambda: breaker.reason == str(AWAY))
+    recovery.answers = [True]
+    eventually(lambda: breaker.reason is None)
+    assert breaker.ended > 0
 
 
 FORKED = """
