@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import IO, Any, Final, NamedTuple
 from weakref import ref
@@ -24,6 +24,8 @@ _CHUNK: Final = 64 * 1024
 _JSON: Final = "application/json"
 _MULTIPART: Final = "multipart/form-data"
 FORMS: Final = (_MULTIPART, "application/x-www-form-urlencoded")
+_FLASKS_LIMIT: Final = Request.max_content_length
+_IS_FLASKS: Final = getattr(getattr(_FLASKS_LIMIT, "fget", None), "__module__", "") == "flask.wrappers"  # not patched
 
 Fields = Iterable[tuple[str, str]]
 Files = Iterable[tuple[str, FileStorage]]
@@ -42,21 +44,22 @@ class Body(NamedTuple):
     refusal: RequestEntityTooLarge | None = None
 
 
-def read_body(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
+def read_body(request: Request, mimetype: str, ignored: frozenset[str], config: Mapping[str, Any]) -> Body:
     """Read the body, or what a hook of the app has left of it. The request is as unread afterwards as it was before:
     ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they would have given it.
 
     :param mimetype: the request's.
     :param ignored: form fields, and members of a JSON object, that do not count.
+    :param config: the app's.
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
     if mimetype == _JSON or request.is_json:
-        data = _data(request)
+        data = _data(request, config)
         return Body(json_body(data, ignored, partial(_spare_parsing, request, data)))
     if mimetype in FORMS:
-        return _read_form(request, mimetype, ignored)
+        return _read_form(request, mimetype, ignored, config)
     if "_cached_data" in request.__dict__:
-        return Body(raw_body(_data(request)))
+        return Body(raw_body(_data(request, config)))
     return Body(streamed_body(_spool(request)[1]))
 
 
@@ -103,13 +106,13 @@ def _spare_parsing(request: Request, data: bytes, value: Any) -> None:
         found["_cached_json"] = _Parsed(request, data, value)
 
 
-def _read_form(request: Request, mimetype: str, ignored: frozenset[str]) -> Body:
+def _read_form(request: Request, mimetype: str, ignored: frozenset[str], config: Mapping[str, Any]) -> Body:
     if "form" in request.__dict__:
         return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
     if mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
         spool, digest = _spool(request)
         return _parsed(request, spool, ignored) or Body(streamed_body(digest))
-    data = _data(request)
+    data = _data(request, config)
     return _parsed(request, io.BytesIO(data), ignored) or Body(raw_body(data))
 
 
@@ -151,18 +154,18 @@ def _digests(files: Files) -> Iterator[tuple[str, str]]:
         yield field, f"{digest} {file.content_type} {file.filename}"
 
 
-def _data(request: Request) -> bytes:
+def _data(request: Request, config: Mapping[str, Any]) -> bytes:
     """The whole body in memory, where the view is going to have it, too."""
     if "_cached_data" in request.__dict__:
         return request.get_data()
-    data = _at_once(request)
+    data = _at_once(request, config)
     if data is None:
         data = request.stream.read()
     _rewind(request, io.BytesIO(data))
     return data
 
 
-def _at_once(request: Request) -> bytes | None:
+def _at_once(request: Request, config: Mapping[str, Any]) -> bytes | None:
     """A short body of known length, by one read of what the server gives; None for any other body.
 
     Werkzeug's stream gives the same, but takes longer over it than we take to parse a small document.
@@ -173,7 +176,7 @@ def _at_once(request: Request) -> bytes | None:
         return None
     if "stream" in request.__dict__ or "wsgi.input_terminated" in environ or "HTTP_TRANSFER_ENCODING" in environ:
         return None
-    size, limit = int(length), request.max_content_length
+    size, limit = int(length), _limit(request, config)
     if limit is not None and size > limit:
         return None
     try:
@@ -182,6 +185,15 @@ def _at_once(request: Request) -> bytes | None:
         data = b""
     missing = size - len(data)
     return data + LimitedStream(environ["wsgi.input"], missing).read() if missing else data
+
+
+def _limit(request: Request, config: Mapping[str, Any]) -> int | None:
+    """The most bytes that a body may have. Flask's own property says the same, on a detour."""
+    is_flasks = _IS_FLASKS and type(request).max_content_length is _FLASKS_LIMIT
+    if is_flasks and getattr(request, "_max_content_length", None) is None:  # a hook may have set it for this request
+        limit: int | None = config["MAX_CONTENT_LENGTH"]
+        return limit
+    return request.max_content_length
 
 
 def _spool(request: Request) -> tuple[IO[bytes], bytes]:

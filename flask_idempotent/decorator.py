@@ -97,7 +97,8 @@ class _Route:
     def bind(self, view: Callable[..., Any], app: Flask) -> _Bound:
         """Work out what stays the same for all requests to a view of an app."""
         state = app_state(app)
-        return _Bound(self, app.ensure_sync(view) is view, state, state.settings.override(self._options))
+        settings = state.settings.override(self._options)
+        return _Bound(self, app.ensure_sync(view) is view, web.site_of(app), state, settings)
 
     def guard(self, view: Callable[P, Any]) -> Callable[P, ResponseReturnValue]:
         """The decorator proper."""
@@ -133,6 +134,7 @@ class _Bound(NamedTuple):
 
     route: _Route
     is_sync: bool
+    site: web.Site
     state: AppState
     settings: Settings
 
@@ -141,7 +143,9 @@ def _answer(context: RequestContext, bound: _Bound, call: Call) -> ResponseRetur
     """One request to a guarded view."""
     app, here, state, settings = context.app, context.request, bound.state, bound.settings
     guarded = here.method in settings.methods
-    incoming = web.read(here, app, settings, bound.route.readers, state.principal()) if guarded else None
+    incoming = None
+    if guarded:
+        incoming = web.read(here, app, bound.site, settings, bound.route.readers, state.principal())
     if incoming is None:
         if guarded and settings.required:
             raise errors.KeyMissing(docs_url=settings.docs_url)

@@ -73,6 +73,17 @@ class Incoming(NamedTuple):
         return derivation_seed(self.digest, self.fingerprint)
 
 
+class Site(NamedTuple):
+    """What stays the same for all requests to an app. (Flask works these out anew whenever they are asked for.)
+
+    :param name: the app's.
+    :param by_host: whether it tells its routes apart by host, so that a key counts for one host.
+    """
+
+    name: str
+    by_host: bool
+
+
 class Readers(NamedTuple):
     """What a route reads differently.
 
@@ -85,7 +96,9 @@ class Readers(NamedTuple):
     fingerprint: Callable[[Request], bytes | str] | str | None = WHOLE_REQUEST
 
 
-def read(request: Request, app: Flask, settings: Settings, readers: Readers, principal: Principal) -> Incoming | None:
+def read(
+    request: Request, app: Flask, site: Site, settings: Settings, readers: Readers, principal: Principal
+) -> Incoming | None:
     """Key, scope and fingerprint of a request; None when it has no key.
 
     :param principal: who calls; None when nobody can tell, then the Authorization header counts as part of the request.
@@ -97,7 +110,7 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     else:
         raw = request.headers.get(settings.header)
         if raw is None and mimetype in FORMS:
-            body = read_body(request, mimetype, settings.uncounted_fields)
+            body = read_body(request, mimetype, settings.uncounted_fields, app.config)
             if body.refusal is not None:
                 raise body.refusal
             sent = [value for name, value in body.fields if name == settings.form_field]
@@ -108,11 +121,11 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
         key = parse(raw, settings.max_key_length)
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
-    digest = scope(request, app, principal).digest(key)
+    digest = scope(request, site, principal).digest(key)
     known = principal is not None and is_known(principal)
     credentials = b"" if known else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
-        body = body or read_body(request, mimetype, settings.uncounted_fields)
+        body = body or read_body(request, mimetype, settings.uncounted_fields, app.config)
         mark = _fingerprint(request, mimetype, settings, body.digest, credentials)
     elif callable(readers.fingerprint):
         told = readers.fingerprint(request)
@@ -122,14 +135,14 @@ def read(request: Request, app: Flask, settings: Settings, readers: Readers, pri
     return Incoming(key, digest, storage_key(settings.key_prefix, digest), mark)
 
 
-def scope(request: Request, app: Flask, principal: Principal) -> Scope:
+def scope(request: Request, site: Site, principal: Principal) -> Scope:
     """Within what the key of a request is unique.
 
     :param principal: who calls; None when nobody can tell.
     """
     path = f"{request.root_path.rstrip('/')}{request.path}"  # with the mount point
-    place = f"//{request.host}{path}" if matches_hosts(app) else path
-    return Scope(app.name, request.method, place, b"" if principal is None else principal_bytes(principal))
+    place = f"//{request.host}{path}" if site.by_host else path
+    return Scope(site.name, request.method, place, b"" if principal is None else principal_bytes(principal))
 
 
 def is_known(principal: Principal) -> bool:
@@ -164,9 +177,9 @@ def flask_login_user(app: Flask) -> str | None:
     return str(user.get_id()) if user.is_authenticated else None
 
 
-def matches_hosts(app: Flask) -> bool:
-    """Whether an app tells its routes apart by host, so that a key counts for one host."""
-    return app.url_map.host_matching or app.subdomain_matching
+def site_of(app: Flask) -> Site:
+    """What :class:`Site` says of an app whose set-up is done."""
+    return Site(app.name, app.url_map.host_matching or app.subdomain_matching)
 
 
 def _fingerprint(request: Request, mimetype: str, settings: Settings, body: bytes, credentials: bytes) -> bytes:

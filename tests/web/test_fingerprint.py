@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -602,3 +604,34 @@ def test_a_limit_that_is_set_on_the_request_class_is_heeded(
     server = guarded(lambda: {"run": runs(), "seen": request.get_json()})
     assert server.post(key="k", json={"longer": "than that"}).status_code == 413
     assert runs.count == 0
+
+
+@pytest.mark.parametrize(("own", "status"), [(5, 413), (100, 200), (None, 413)])
+def test_a_limit_that_a_hook_sets_for_one_request_is_heeded(
+    guarded: Callable[..., Server], runs: Runs, own: int | None, status: int
+) -> None:
+    """Flask 3.1: such a limit counts instead of the app's."""
+    server = guarded(lambda: {"run": runs(), "seen": request.get_json()}, settings={})
+    server.app.config["MAX_CONTENT_LENGTH"] = 10
+    server.app.before_request(lambda: setattr(request, "max_content_length", own))
+    assert server.post(key="k", json={"longer": "than that"}).status_code == status
+    assert runs.count == (status == 200)
+
+
+PATCHED = """
+from flask import Flask, Request, request
+Request.max_content_length = 5
+from flask_idempotent import Idempotency, idempotent
+app = Flask("shop")
+Idempotency(app)
+@app.post("/")
+@idempotent
+def view():
+    return request.get_json()
+print(app.test_client().post("/", json={"longer": "than that"}, headers={"Idempotency-Key": "k"}).status_code)
+"""
+
+
+def test_a_limit_that_was_set_on_flasks_own_class_before_the_import_is_heeded() -> None:
+    done = subprocess.run([sys.executable, "-c", PATCHED], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.split() == ["413"], done.stderr
