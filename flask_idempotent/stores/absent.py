@@ -15,6 +15,8 @@ class NoTier:
     What Redis cannot be told is lost, so whoever would have to keep it raises instead.
     """
 
+    keeps = False
+
     def __init__(self) -> None:
         self._notes: dict[str, bytes] = {}
 

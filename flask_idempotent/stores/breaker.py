@@ -62,7 +62,7 @@ class Breaker:
         self._changed = changed
         self._stopped = stopped
         self._lock = threading.Lock()
-        self._failures = 0
+        self.failures = 0  # in a row
         self.prober: Prober | None = None
         self._wanted = False  # since the last recovery began
         self._patience = FIRST_LEFTOVER_SECONDS  # with what is left over
@@ -74,9 +74,9 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Note that the server answered. Only the probe ends an outage."""
-        if self._failures and not self.is_open:
+        if self.failures and not self.is_open:
             with self._lock:
-                self._failures = 0
+                self.failures = 0
 
     def failed(self, error: StoreError) -> None:
         """Note a failure; the first of an outage is logged."""
@@ -85,8 +85,8 @@ class Breaker:
 
     def _count(self, error: StoreError) -> None:
         with self._lock:
-            self._failures += 1
-            self.is_open = self.is_open or self._failures >= FAILURES_TO_OPEN
+            self.failures += 1
+            self.is_open = self.is_open or self.failures >= FAILURES_TO_OPEN
             first, self.reason = self.reason is None, self.reason or str(error)
             self.since = self.since or time.time()
         if first:
@@ -103,6 +103,10 @@ class Breaker:
         """See to it that ``recover`` is called in the background until nothing is left to do."""
         self._wanted = True
         self._start()
+
+    def hurry(self) -> None:
+        """Try what is left over soon again: something new has come between."""
+        self._patience, self._again_at = FIRST_LEFTOVER_SECONDS, float("-inf")
 
     def stop(self) -> None:
         """Let the probe end, whatever is left to do."""
@@ -123,6 +127,14 @@ class Breaker:
                 log.warning("idempotency: Redis cannot be looked for: %s", error)
 
     def _probe(self, me: Prober) -> None:
+        try:
+            self._probe_until_told(me)
+        finally:  # whatever ends it, a filter of the host's log or a receiver of its signals: the next one is let in
+            with self._lock:
+                if self.prober is me:
+                    self.prober = None
+
+    def _probe_until_told(self, me: Prober) -> None:
         pause: float | None = PROBE_SECONDS
         while pause is not None:
             jitter = random.uniform(1 - PROBE_JITTER, 1 + PROBE_JITTER)  # noqa: S311
@@ -138,7 +150,7 @@ class Breaker:
         try:
             finished = self._recover()
         except StoreError as error:
-            if error.outage and self.reason is None:  # it began while something was left over
+            if error.outage and not self.is_open:
                 self._count(error)
             return PROBE_SECONDS
         except Exception:  # whatever it is, the next outage needs a probe, too
@@ -169,14 +181,14 @@ class Breaker:
     def _closed(self, me: Prober, finished: bool) -> bool:
         """End the outage, and the probe as well where nothing is left to do and nothing came up meanwhile."""
         with self._lock:
-            ended, self.reason, self.is_open, self._failures = self.reason, None, False, 0
+            ended, self.reason, self.is_open, self.failures = self.reason, None, False, 0
             self.since = None
             if ended:
                 self.ended = time.monotonic()
             self._wanted = self._wanted or not finished
             over = not self._wanted
             if over or ended:
-                self._patience, self._again_at = FIRST_LEFTOVER_SECONDS, float("-inf")
+                self.hurry()
             if over and self._glance is None and self.prober is me:
                 self.prober = None
         if ended:

@@ -15,7 +15,7 @@ Answer = TypeVar("Answer")
 
 
 class NotAsked(StoreError):
-    """Redis is known to be away, or not to be trusted yet: nothing was sent to it."""
+    """Redis is known to be away, or not to be trusted yet: nothing was sent to it, or it was given back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class Contact:
             if error.outage:
                 breaker.failed(error)
             raise
-        breaker.succeeded()
+        if breaker.failures:
+            breaker.succeeded()
         return answer
 
     def tell(self, call: Callable[..., Answer], *args: Any) -> tuple[Answer] | None:

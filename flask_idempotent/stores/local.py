@@ -31,6 +31,7 @@ class LocalStore:
     """
 
     host_wide: ClassVar[bool] = False  # in its report
+    keeps = True
 
     def __init__(self, table: Table, clock: Callable[[], int]) -> None:
         self._table = table

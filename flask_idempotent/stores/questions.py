@@ -27,7 +27,7 @@ class Questions:
     def _send(self, script: Script, key: str, args: Sequence[bytes | int], more: More | None = None) -> list[Reply]:
         try:
             replies = self.nodes.exchange(key, script.call(key, *args), 1, more=more)
-            if _is_unknown(replies[0]):
+            if isinstance(replies[0], ServerError) and _is_unknown(replies[0]):
                 replies = self.nodes.exchange(key, script.whole(key, *args), 1, more=more)
             for reply in replies:
                 if isinstance(reply, ServerError):

@@ -57,6 +57,7 @@ class Recovery:
         self._me = secrets.token_bytes(OWNER_SIZE)
         self.is_behind = False  # whether Redis may lack what this tier holds beside its debts
         self.lacks_latest = False  # whether that may be something recent
+        self.is_blocked = False  # whether a claim elsewhere was in the way of an outcome that was brought back
         self.trusted_from = float("-inf")  # monotonic seconds; other hosts have brought back theirs by then
 
     def __call__(self) -> bool:
@@ -68,7 +69,7 @@ class Recovery:
         self.meet()
         if self._servers is None:  # where nobody may tell, it is taken for restarted
             self.is_behind = self.lacks_latest = True
-        return any(self._pay() for _ in range(ROUNDS))  # what comes up meanwhile is written, too
+        return self._pay_all()
 
     def glance(self) -> bool:
         """Bring a restarted Redis up to date. Whether there are debts.
@@ -196,6 +197,7 @@ class Recovery:
         copies = [Copy(key, record, left, _lease_left(record, now)) for key, record, left in others]
         for copy, restored in zip(copies, self._shared.restore(copies), strict=True):
             if restored is Restored.PENDING_ELSEWHERE and copy.record[1:2] == State.DONE.value:
+                self.is_blocked = True
                 self._local.owe(_holder(copy))  # that claim may be given back: then this outcome is to stand there
         return there
 
@@ -210,28 +212,40 @@ class Recovery:
         self.trusted_from = max(self.trusted_from, time.monotonic() + GRACE_SECONDS / 2)
         self.lacks_latest = False
 
-    def _pay(self) -> bool:
-        """One round over everything that is owed; whether nothing is left."""
-        serial, paid_all = 0, True
-        while debts := self._local.debts(serial, BATCH):
-            serial = debts[-1].serial
-            paid_all = self._pay_batch(debts) and paid_all
-        if paid_all:
+    def _pay_all(self) -> bool:
+        """Pay what is owed, and what comes up meanwhile, as long as it gets less; whether nothing is left."""
+        left = self._pay()
+        for _ in range(ROUNDS - 1):
+            if not left:
+                break
+            before, left = left, self._pay()
+            if left >= before:  # what is in the way of these does not go at once
+                break
+        if not left:
             self._reported.clear()
             self._twice.clear()
-        return paid_all
+        return not left
 
-    def _pay_batch(self, debts: Sequence[Debt]) -> bool:
+    def _pay(self) -> int:
+        """One round over everything that is owed; how much of it is left."""
+        serial, left = 0, 0
+        while debts := self._local.debts(serial, BATCH):
+            serial = debts[-1].serial
+            left += self._pay_batch(debts)
+        return left
+
+    def _pay_batch(self, debts: Sequence[Debt]) -> int:
         taken = {debt.key: self._local.take(debt.key) for debt in debts}
-        held = [debt for debt in debts if _owner(taken[debt.key]) == debt.owner and debt.owner]
-        paid = True
+        held, left = [], 0
         for debt in debts:
-            if debt not in held:
-                paid = self._pay_other(debt, taken[debt.key]) and paid
+            if debt.owner and _owner(taken[debt.key]) == debt.owner:
+                held.append(debt)
+            else:
+                left += not self._pay_other(debt, taken[debt.key])
         copies = [_copy(debt, taken[debt.key]) for debt in held]
         for debt, restored in zip(held, self._shared.restore(copies), strict=True):
-            paid = self._judge(debt, restored, taken[debt.key]) and paid
-        return paid
+            left += not self._judge(debt, restored, taken[debt.key])
+        return left
 
     def _pay_other(self, debt: Debt, taken: tuple[bytes, int] | None) -> bool:
         """A claim that came to nothing here and may stand there, or a plain value."""

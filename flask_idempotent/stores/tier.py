@@ -44,6 +44,10 @@ class LocalTier(Store, Protocol):
     is known here, whoever dies. It expires with the retention of what was changed, or its lease if that is longer.
     """
 
+    @property
+    def keeps(self) -> bool:
+        """Whether records are kept here at all."""
+
     def claim(self, claim: Claim, *, owed: bool = False) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`."""
 

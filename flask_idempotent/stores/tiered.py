@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from os import getpid
 from typing import Any
 
@@ -47,7 +46,7 @@ class TieredStore:
             recovery,
             lambda: self._glance(recovery),
             lambda away: self._notify(Outcome.OUTAGE if away else Outcome.RECOVERED, ""),
-            self._shared.nodes.close,
+            self._let_go,
         )
         return Contact(breaker, recovery)
 
@@ -55,11 +54,20 @@ class TieredStore:
         """What the probe does while all is well: bring the local tier what it has missed, and look after Redis."""
         missed = self._contact().missed
         for key in list(missed):
-            theirs = self._shared.peek(key)
-            if theirs is not None:
-                self._adopt(key, theirs)
+            try:
+                theirs = self._shared.peek(key)
+                if theirs is not None:
+                    self._adopt(key, theirs)
+            except StoreError as error:
+                if error.outage:
+                    raise
+                continue  # the other keys, and the look after Redis, do not wait for it
             missed.discard(key)
-        return recovery.glance()
+        owed = recovery.glance()
+        if recovery.is_blocked:
+            recovery.is_blocked = False
+            self._contact().breaker.hurry()
+        return owed
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
@@ -221,6 +229,11 @@ class TieredStore:
         self._shared.close()
         self._local.close()
 
+    def _let_go(self) -> None:
+        """Give back what the probe may have used after the store was closed."""
+        self._shared.nodes.close()
+        self._local.close()
+
     def _granted(self, claim: Claim, contact: Contact) -> Claimed | Found:
         """What Redis says to a claim. What it grants without knowing enough is given back at once: it may have been
         restarted just before, and have forgotten another host's.
@@ -235,17 +248,21 @@ class TieredStore:
                 if careful:
                     contact.wait_for_others(StoreError)
             except StoreError as error:
-                if not (error.outage and claim.terms.on_outage is OnOutage.LOCAL):  # then it is not going to run
-                    self._withdraw(claim, contact)
-                raise
+                if error.outage and claim.terms.on_outage is OnOutage.LOCAL:  # it is going to run, with that claim
+                    raise
+                self._withdraw(claim, contact)
+                raise NotAsked(str(error), outage=error.outage) from error
         return theirs
 
     def _withdraw(self, claim: Claim, contact: Contact) -> None:
         """Free a key on Redis at once: another host may be about to bring back the outcome that belongs there. Where
-        that fails, it is owed.
+        that fails, it is owed; without a local tier, it ends with its lease.
         """
-        with suppress(StoreError):
-            contact.ask(self._shared.withdraw, claim.key, claim.owner)
+        try:
+            self._shared.withdraw(claim.key, claim.owner)
+        except StoreError:
+            self._local.owe(claim)
+            contact.breaker.probe()
 
     def _mended(self, mine: Found, claim: Claim, contact: Contact) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis
@@ -274,7 +291,7 @@ class TieredStore:
         """Bring the local tier in line with what Redis said about a claim that the local tier had granted."""
         if isinstance(theirs, Claimed):
             return theirs if theirs.attempt >= mine.attempt else mine
-        if not self._adopt(claim.key, theirs):
+        if self._local.keeps and not self._adopt(claim.key, theirs):
             self._local.forget(claim)
         return theirs
 
@@ -320,6 +337,8 @@ class TieredStore:
             self._drop_own(claim)
             return False
         agreed = told is not None and not refused
+        if agreed and not self._local.keeps:
+            return True
         try:
             kept = getattr(self._local, how)(claim, *args, owed=contact.owes(claim, told))
         except StoreError:

@@ -221,6 +221,47 @@ def test_an_outage_that_begins_while_something_is_left_over_is_noticed(
     assert breaker.ended > 0
 
 
+def test_something_new_in_between_is_tried_soon(recovery: Recovery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", 0.02)
+    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
+    recovery.answers = [False]
+    breaker = Breaker(recovery)
+    breaker.probe()
+    eventually(lambda: recovery.calls == 5)
+    breaker._again_at = float("inf")
+    breaker.hurry()
+    eventually(lambda: recovery.calls == 8)
+    breaker.stop()
+
+
+def test_the_probe_opens_the_breaker_where_nobody_asks(recovery: Recovery) -> None:
+    breaker = Breaker(recovery)
+    breaker.failed(AWAY)
+    eventually(lambda: breaker.is_open)
+    recovery.answers = [True]
+    eventually(lambda: not breaker.is_open)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_probe_that_the_hosts_code_has_ended_is_replaced(recovery: Recovery) -> None:
+    told: list[bool] = []
+
+    def changed(away: bool) -> None:
+        told.append(away)
+        if len(told) == 2:
+            raise RuntimeError("a filter of the host's log")
+
+    breaker = Breaker(recovery, changed=changed)
+    breaker.failed(AWAY)
+    recovery.answers = [True]
+    eventually(lambda: told == [True, False] and not alive("probe"))
+    recovery.answers = [AWAY]
+    breaker.failed(AWAY)
+    assert alive("probe")
+    recovery.answers = [True]
+    eventually(lambda: told == [True, False, True, False])
+
+
 FORKED = """
 import os, time
 from flask_idempotent.core.forks import PerProcess

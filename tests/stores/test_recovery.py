@@ -793,6 +793,7 @@ def test_an_outcome_finds_its_way_back_past_a_claim_that_was_granted_by_an_empty
     recovery.is_behind = True
     other.claim(claim_of(OTHER))
     assert recovery.glance(), "it is owed as long as another holds the key"
+    assert recovery.is_blocked
     assert head_in(server) == (P, OTHER)
     assert not recovery()
     if ended:
@@ -833,3 +834,101 @@ def test_what_an_empty_redis_has_granted_is_given_back_at_once(
         one.store.claim(claim_of(ME, on_outage=policy))
     assert refused.value.outage
     assert head_in(server) == ((F, ME) if earlier else None)
+
+
+def granted_and_then(monkeypatch: pytest.MonkeyPatch, one: Any, happens: Callable[[], object]) -> None:
+    """Let something happen between Redis' consent to a claim and the look whether it can be trusted."""
+    granted = one.shared.claim
+
+    def claim(claim: Claim) -> Claimed | Found:
+        answer = granted(claim)
+        one.shared.nodes.connects.add()
+        happens()
+        return answer
+
+    monkeypatch.setattr(one.shared, "claim", claim)
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60)
+
+
+@pytest.mark.parametrize("policy", [OnOutage.REJECT, OnOutage.EXECUTE])
+def test_a_claim_that_was_granted_before_others_found_redis_away_is_given_back(
+    worker: Workers, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, policy: OnOutage
+) -> None:
+    one = worker()
+    finish(one, OTHER, key_of(1))
+    state = one.store._contact().breaker
+
+    def away() -> None:
+        for _ in range(2):
+            state.failed(StoreError("away", outage=True))
+
+    granted_and_then(monkeypatch, one, away)
+    with pytest.raises(StoreError):
+        one.store.claim(claim_of(ME, on_outage=policy))
+    assert head_in(server) is None
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["withdrawn", "the withdrawal is lost"])
+@pytest.mark.parametrize("policy", OnOutage)
+def test_a_claim_that_cannot_be_trusted_for_want_of_a_connection_is_given_back(
+    worker: Workers, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, policy: OnOutage, lost: bool
+) -> None:
+    one = worker()
+    finish(one, OTHER, key_of(1))
+
+    def refuse(*_: object) -> None:
+        raise StoreError("all connections to Redis are in use")
+
+    with monkeypatch.context() as meanwhile:
+        granted_and_then(meanwhile, one, lambda: None)
+        meanwhile.setattr(one.shared, "servers", refuse)
+        if lost:
+            meanwhile.setattr(one.shared, "withdraw", refuse)
+        with pytest.raises(StoreError):
+            one.store.claim(claim_of(ME, on_outage=policy))
+        assert head_in(server) == ((P, ME) if lost else None)
+        assert one.local.is_owed(KEY) == lost
+    one.store._contact().breaker.stop()  # the one that sleeps for a minute
+    one.store.claim(claim_of(OTHER, key_of(2)))
+    eventually(lambda: head_in(server) is None)
+
+
+def test_an_outcome_that_was_in_somebodys_way_is_tried_again_soon(worker: Workers) -> None:
+    one = worker()
+    finish(one)
+    contact = one.store._contact()
+    contact.breaker._again_at, contact.recovery.is_blocked = float("inf"), True
+    eventually(lambda: contact.breaker._again_at < 0)
+    assert contact.recovery.is_blocked is False
+
+
+def test_what_cannot_be_written_is_not_tried_more_than_twice_at_once(
+    connect: Connect, redis_server: RedisProcess, server: redis.Redis
+) -> None:
+    local, shared, other = memory(), connect(redis_server.port), connect(redis_server.port)
+    recovery, tried = Recovery(local, shared, lambda _key: None), []
+    restore = shared.restore
+    shared.restore = lambda copies: tried.append(len(copies)) or restore(copies)  # type: ignore[method-assign]
+    for number in range(20):
+        mine = claim_of(ME, key_of(number))
+        local.claim(mine)
+        local.complete(mine, payload_of(mine, ME), TTL, owed=True)
+        other.claim(claim_of(OTHER, key_of(number)))
+    assert not recovery()
+    assert tried == [20, 20]
+    for number in range(20):
+        other.forget(claim_of(OTHER, key_of(number)))
+    assert recovery()
+
+
+def test_a_key_that_cannot_be_learned_does_not_keep_the_probe_from_looking(
+    worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = worker()
+    finish(one)
+    contact, looks = one.store._contact(), []
+    contact.missed.add(key_of(1))
+    monkeypatch.setattr(one.shared, "peek", lambda _key: (_ for _ in ()).throw(StoreError("not allowed")))
+    monkeypatch.setattr(contact.recovery, "glance", lambda: bool(looks.append(1)))
+    eventually(lambda: len(looks) > 3)
+    assert contact.missed == {key_of(1)}
