@@ -164,7 +164,7 @@ def test_a_record_below_a_mount_point_is_found_by_the_whole_path(
     assert run(app, "show", "k", "--path", "/or%20ders").exit_code == 1
 
 
-def test_where_hosts_count_the_host_must_be_given(bare_app: Callable[..., Flask], serve: Callable[..., Server]) -> None:
+def test_where_hosts_count_the_host_must_be_given(serve: Callable[..., Server]) -> None:
     app = Flask("shop", host_matching=True, static_host="static")
     Idempotency(app)
     app.add_url_rule("/orders", "orders", idempotent(lambda: "done"), methods=["POST"], host="shop.example:80<port>")
@@ -175,6 +175,7 @@ def test_where_hosts_count_the_host_must_be_given(bare_app: Callable[..., Flask]
     assert (result.exit_code, "add --host" in result.output) == (2, True)
     assert run(app, "show", "k", "--path", "/orders", "--host", "other.example").exit_code == 1
     assert state_of(app, "k", "--path", "/orders", "--host", "shop.example:8080").startswith("done")
+    app.extensions["idempotency"].close(app)
 
 
 PRINCIPALS = [
