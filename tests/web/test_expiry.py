@@ -91,10 +91,10 @@ def test_a_view_longer_than_its_lease_keeps_its_key(
         gate()
         return {"run": number}, 201
 
-    servers = workers(lambda: view, lease=0.3)
+    servers = workers(lambda: view, lease=0.6)
     first = pool.submit(servers[0].post, key="k")
     gate.await_view()
-    three_leases_on = time.monotonic() + 1.0
+    three_leases_on = time.monotonic() + 2.0
     while time.monotonic() < three_leases_on:
         for server in servers:
             assert_problem(server.post(key="k"), "request-in-progress")
