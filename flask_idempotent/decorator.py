@@ -129,6 +129,7 @@ class _Bound(NamedTuple):
     """A decorated view as it stands in one app.
 
     :param is_sync: whether the view can be called as it is; what makes an ``async def`` callable belongs to one call.
+    :param site: what stays the same for all requests to the app.
     :param settings: the app's, with the route's options.
     """
 

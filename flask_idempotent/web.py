@@ -101,6 +101,7 @@ def read(
 ) -> Incoming | None:
     """Key, scope and fingerprint of a request; None when it has no key.
 
+    :param site: the app's, from :func:`site_of`.
     :param principal: who calls; None when nobody can tell, then the Authorization header counts as part of the request.
     :raises KeyInvalid: there is a key, but it cannot be read.
     """
@@ -138,6 +139,7 @@ def read(
 def scope(request: Request, site: Site, principal: Principal) -> Scope:
     """Within what the key of a request is unique.
 
+    :param site: of the app that it is for.
     :param principal: who calls; None when nobody can tell.
     """
     path = f"{request.root_path.rstrip('/')}{request.path}"  # with the mount point

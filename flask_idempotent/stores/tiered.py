@@ -261,8 +261,7 @@ class TieredStore:
         try:
             self._shared.withdraw(claim.key, claim.owner)
         except StoreError:
-            self._local.owe(claim)
-            contact.breaker.probe()
+            self._note_debt(claim, contact)
 
     def _mended(self, mine: Found, claim: Claim, contact: Contact) -> Found | None:
         """What stands here, unless Redis knows better: the worker of this host that holds the key may be asking Redis
@@ -313,8 +312,7 @@ class TieredStore:
         else:
             self._local.forget(claim)
         if error.outage and not isinstance(error, NotAsked):  # it may have been applied all the same
-            self._local.owe(claim)
-            contact.breaker.probe()
+            self._note_debt(claim, contact)
         raise error
 
     def _end(self, claim: Claim, how: str, *args: Any) -> bool:
@@ -354,6 +352,9 @@ class TieredStore:
 
     def _owe(self, claim: Claim, contact: Contact) -> None:
         contact.indebted.add(claim.owner)
+        self._note_debt(claim, contact)
+
+    def _note_debt(self, claim: Claim, contact: Contact) -> None:
         self._local.owe(claim)
         contact.breaker.probe()
 

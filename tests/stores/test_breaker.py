@@ -176,12 +176,17 @@ def test_a_probe_that_was_told_to_stop_says_so_after_its_last_question(recovery:
     assert said == [1]
 
 
+def leave_over(recovery: Recovery, monkeypatch: pytest.MonkeyPatch, first: float) -> None:
+    """Something can never be written; it is tried again after so many seconds, and then at longer intervals."""
+    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", first)
+    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
+    recovery.answers = [False]
+
+
 def test_what_cannot_be_written_is_tried_again_soon_and_then_more_and_more_seldom(
     recovery: Recovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", 0.02)
-    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
-    recovery.answers = [False]
+    leave_over(recovery, monkeypatch, 0.02)
     breaker = Breaker(recovery)
     began = time.monotonic()
     breaker.probe()
@@ -193,9 +198,7 @@ def test_what_cannot_be_written_is_tried_again_soon_and_then_more_and_more_seldo
 def test_what_cannot_be_written_does_not_keep_the_probe_from_looking(
     recovery: Recovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", 60)
-    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
-    recovery.answers = [False]
+    leave_over(recovery, monkeypatch, 60)
     looks = Counter[str]()
 
     def glance() -> bool:
@@ -209,9 +212,7 @@ def test_what_cannot_be_written_does_not_keep_the_probe_from_looking(
     breaker.stop()
 
 
-def test_an_outage_that_begins_while_something_is_left_over_is_noticed(
-    recovery: Recovery, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_that_begins_while_something_is_left_over_is_noticed(recovery: Recovery) -> None:
     recovery.answers = [False, AWAY]
     breaker = Breaker(recovery)
     breaker.probe()
@@ -222,9 +223,7 @@ def test_an_outage_that_begins_while_something_is_left_over_is_noticed(
 
 
 def test_something_new_in_between_is_tried_soon(recovery: Recovery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_LEFTOVER_SECONDS", 0.02)
-    monkeypatch.setattr(module, "LEFTOVER_SECONDS", 60)
-    recovery.answers = [False]
+    leave_over(recovery, monkeypatch, 0.02)
     breaker = Breaker(recovery)
     breaker.probe()
     eventually(lambda: recovery.calls == 5)

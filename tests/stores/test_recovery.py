@@ -806,36 +806,6 @@ def test_an_outcome_finds_its_way_back_past_a_claim_that_was_granted_by_an_empty
     assert not local.owed_count()
 
 
-@pytest.mark.parametrize("earlier", [False, True], ids=["first attempt", "after a failed one"])
-@pytest.mark.parametrize("policy", OnOutage)
-def test_what_an_empty_redis_has_granted_is_given_back_at_once(
-    worker: Workers, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, policy: OnOutage, earlier: bool
-) -> None:
-    """Another host brings back its outcome meanwhile, and finds the key free only then."""
-    one = worker()
-    one.store.claim(claim_of(OTHER))
-    one.store.fail(claim_of(OTHER)) if earlier else one.store.forget(claim_of(OTHER))
-    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60)
-    eventually(lambda: one.store._contact().breaker._wanted is False)
-    granted = one.shared.claim
-
-    def granted_after_a_restart(claim: Claim) -> Claimed | Found:
-        answer = granted(claim)
-        one.shared.nodes.connects.add()
-        return answer
-
-    monkeypatch.setattr(one.shared, "claim", granted_after_a_restart)
-    monkeypatch.setattr(one.shared, "servers", lambda: "the server after the restart")
-    if policy is not OnOutage.REJECT:
-        assert isinstance(one.store.claim(claim_of(ME, on_outage=policy)), Claimed)
-        assert head_in(server) == (P, ME)
-        return
-    with pytest.raises(StoreError) as refused:
-        one.store.claim(claim_of(ME, on_outage=policy))
-    assert refused.value.outage
-    assert head_in(server) == ((F, ME) if earlier else None)
-
-
 def granted_and_then(monkeypatch: pytest.MonkeyPatch, one: Any, happens: Callable[[], object]) -> None:
     """Let something happen between Redis' consent to a claim and the look whether it can be trusted."""
     granted = one.shared.claim
@@ -848,6 +818,28 @@ def granted_and_then(monkeypatch: pytest.MonkeyPatch, one: Any, happens: Callabl
 
     monkeypatch.setattr(one.shared, "claim", claim)
     monkeypatch.setattr(breaker, "PROBE_SECONDS", 60)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["first attempt", "after a failed one"])
+@pytest.mark.parametrize("policy", OnOutage)
+def test_what_an_empty_redis_has_granted_is_given_back_at_once(
+    worker: Workers, server: redis.Redis, monkeypatch: pytest.MonkeyPatch, policy: OnOutage, earlier: bool
+) -> None:
+    """Another host brings back its outcome meanwhile, and finds the key free only then."""
+    one = worker()
+    one.store.claim(claim_of(OTHER))
+    one.store.fail(claim_of(OTHER)) if earlier else one.store.forget(claim_of(OTHER))
+    eventually(lambda: one.store._contact().breaker._wanted is False)
+    granted_and_then(monkeypatch, one, lambda: None)
+    monkeypatch.setattr(one.shared, "servers", lambda: "the server after the restart")
+    if policy is not OnOutage.REJECT:
+        assert isinstance(one.store.claim(claim_of(ME, on_outage=policy)), Claimed)
+        assert head_in(server) == (P, ME)
+        return
+    with pytest.raises(StoreError) as refused:
+        one.store.claim(claim_of(ME, on_outage=policy))
+    assert refused.value.outage
+    assert head_in(server) == ((F, ME) if earlier else None)
 
 
 @pytest.mark.parametrize("policy", [OnOutage.REJECT, OnOutage.EXECUTE])

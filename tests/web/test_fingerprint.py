@@ -611,7 +611,7 @@ def test_a_limit_that_a_hook_sets_for_one_request_is_heeded(
     guarded: Callable[..., Server], runs: Runs, own: int | None, status: int
 ) -> None:
     """Flask 3.1: such a limit counts instead of the app's."""
-    server = guarded(lambda: {"run": runs(), "seen": request.get_json()}, settings={})
+    server = guarded(lambda: {"run": runs(), "seen": request.get_json()})
     server.app.config["MAX_CONTENT_LENGTH"] = 10
     server.app.before_request(lambda: setattr(request, "max_content_length", own))
     assert server.post(key="k", json={"longer": "than that"}).status_code == status
