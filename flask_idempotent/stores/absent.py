@@ -35,6 +35,10 @@ class NoTier:
         """
         return _told(owed)
 
+    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """Nothing is kept here."""
+        return False
+
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
         """Nothing is kept here.
 

@@ -14,7 +14,7 @@ from ..core.forks import PerProcess
 from .inquiry import Inquiry
 from .nodes import LOST, Nodes, Settings
 from .pool import Place
-from .wire import Broken, More, Reply, ServerError, pack
+from .wire import Broken, Meanwhile, More, Reply, ServerError, pack
 
 REDIRECTS: Final = 4
 PAUSE_SECONDS: Final = 0.02  # before a command is tried again
@@ -52,7 +52,14 @@ class ClusterNodes(Nodes):
         return "cluster " + ",".join(f"{host}:{port}" for host, port in self._startup)
 
     def exchange(
-        self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
+        self,
+        key: str,
+        commands: bytes,
+        count: int,
+        *,
+        urgent: bool = False,
+        more: More | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> list[Reply]:
         """See :class:`Nodes`. Follows redirections, and goes to the new master where one has taken over.
 
@@ -60,19 +67,21 @@ class ClusterNodes(Nodes):
         """
         slot, deadline = key_slot(key.encode()), time.monotonic() + self.timeout
         while True:
-            replies = self._route(slot, commands, count, urgent, more)
+            replies = self._route(slot, commands, count, urgent, more, meanwhile)
             if not any(map(_is_premature, replies)) or time.monotonic() > deadline:
                 return replies
             time.sleep(PAUSE_SECONDS)
 
-    def _route(self, slot: int, commands: bytes, count: int, urgent: bool, more: More | None) -> list[Reply]:
+    def _route(
+        self, slot: int, commands: bytes, count: int, urgent: bool, more: More | None, meanwhile: Meanwhile | None
+    ) -> list[Reply]:
         place = self._master_of(slot)
         try:
-            return self._from(place, commands, count, urgent, more)
+            return self._from(place, commands, count, urgent, more, meanwhile)
         except LOST:
             if (other := self._master_of(slot)) == place:
                 raise
-        return self._from(other, commands, count, urgent, more)
+        return self._from(other, commands, count, urgent, more, meanwhile)
 
     def exchange_all(self, commands: Sequence[tuple[str, bytes]]) -> list[Reply]:
         """See :class:`Nodes`. What was redirected is sent again by itself. A server that is away holds up no other's.
@@ -122,11 +131,13 @@ class ClusterNodes(Nodes):
                 (reply,) = self.exchange(*commands[number], 1, urgent=True)
             replies[number] = reply
 
-    def _from(self, place: Place, commands: bytes, count: int, urgent: bool, more: More | None) -> list[Reply]:
+    def _from(
+        self, place: Place, commands: bytes, count: int, urgent: bool, more: More | None, meanwhile: Meanwhile | None
+    ) -> list[Reply]:
         """Ask a server, and whomever it sends us to."""
         asking = False
         for _ in range(REDIRECTS):
-            replies = self._at(place, commands, count, urgent, more, asking)
+            replies = self._at(place, commands, count, urgent, more, meanwhile, asking)
             redirection = next((one for one in replies if _redirects(one)), None)
             if redirection is None:
                 break
@@ -134,7 +145,14 @@ class ClusterNodes(Nodes):
         return replies
 
     def _at(
-        self, place: Place, commands: bytes, count: int, urgent: bool, more: More | None = None, asking: bool = False
+        self,
+        place: Place,
+        commands: bytes,
+        count: int,
+        urgent: bool,
+        more: More | None = None,
+        meanwhile: Meanwhile | None = None,
+        asking: bool = False,
     ) -> list[Reply]:
         """Ask one server.
 
@@ -145,7 +163,8 @@ class ClusterNodes(Nodes):
             commands, count = ASKING + commands, count + 1
             more = None if follow is None else lambda replies: follow(replies[1:])
         try:
-            replies = self._pools()[place].exchange(commands, count, urgent=urgent, more=more)
+            pool = self._pools()[place]
+            replies = pool.exchange(commands, count, urgent=urgent, more=more, meanwhile=meanwhile)
         except LOST:
             self._forget(place)
             raise

@@ -61,11 +61,16 @@ class LocalStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
-        if not owed and self._table.at_once(self._complete_at_once, claim, payload, ttl_ms):
-            if self._waiters:
-                self._wake(claim.key)
+        if not owed and self.complete_at_once(claim, payload, ttl_ms):
             return True
         return self._end(Event.COMPLETE, claim, owed, payload, ttl_ms)
+
+    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
+        done = bool(self._table.at_once(self._complete_at_once, claim, payload, ttl_ms))
+        if done and self._waiters:
+            self._wake(claim.key)
+        return done
 
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""

@@ -18,7 +18,7 @@ from redis.connection import Connection
 from ..core.forks import PerProcess
 from .pool import Count, Place, Pool, Pools
 from .sentinels import NoMaster, Sentinels
-from .wire import More, Reply, ServerError
+from .wire import Meanwhile, More, Reply, ServerError
 
 LOST: Final = (OSError, exceptions.ConnectionError, exceptions.TimeoutError)  # a server did not answer
 SILENT_SECONDS: Final = 1.0  # after which a master may be another, for all that we have heard
@@ -68,7 +68,14 @@ class Nodes(ABC):
 
     @abstractmethod
     def exchange(
-        self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
+        self,
+        key: str,
+        commands: bytes,
+        count: int,
+        *,
+        urgent: bool = False,
+        more: More | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> list[Reply]:
         """Send packed commands for one key to the server that has it; see :meth:`Pool.exchange`."""
 
@@ -121,10 +128,17 @@ class OneServer(Nodes):
         return self._pools()[_ONLY]
 
     def exchange(
-        self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
+        self,
+        key: str,
+        commands: bytes,
+        count: int,
+        *,
+        urgent: bool = False,
+        more: More | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> list[Reply]:
         """See :class:`Nodes`."""
-        return self._pools[getpid()][_ONLY].exchange(commands, count, urgent=urgent, more=more)
+        return self._pools[getpid()][_ONLY].exchange(commands, count, urgent=urgent, more=more, meanwhile=meanwhile)
 
     def client(self) -> Redis:
         """See :class:`Nodes`."""
@@ -165,12 +179,19 @@ class SentinelNodes(Nodes):
         return f"sentinel {self._sentinels.service}/{self._settings.get('db', 0)}"
 
     def exchange(
-        self, key: str, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None
+        self,
+        key: str,
+        commands: bytes,
+        count: int,
+        *,
+        urgent: bool = False,
+        more: More | None = None,
+        meanwhile: Meanwhile | None = None,
     ) -> list[Reply]:
         """See :class:`Nodes`. A master that is gone or demoted is left at once for the new one, where there is one."""
         place = self._find()
         try:
-            replies = self._at(place, commands, count, urgent, more)
+            replies = self._at(place, commands, count, urgent, more, meanwhile)
         except LOST:
             self.doubt(key)
             if (other := self._find()) == place:
@@ -181,7 +202,7 @@ class SentinelNodes(Nodes):
             self.doubt(key)
             if (other := self._find()) == place:
                 return replies
-        return self._at(other, commands, count, urgent, more)
+        return self._at(other, commands, count, urgent, more, meanwhile)
 
     def doubt(self, key: str) -> None:
         """See :class:`Nodes`."""
@@ -196,8 +217,17 @@ class SentinelNodes(Nodes):
         super().close()
         self._sentinels.close()
 
-    def _at(self, place: Place, commands: bytes, count: int, urgent: bool, more: More | None) -> list[Reply]:
-        replies = self._pools[getpid()][place].exchange(commands, count, urgent=urgent, more=more)
+    def _at(
+        self,
+        place: Place,
+        commands: bytes,
+        count: int,
+        urgent: bool,
+        more: More | None,
+        meanwhile: Meanwhile | None,
+    ) -> list[Reply]:
+        pool = self._pools[getpid()][place]
+        replies = pool.exchange(commands, count, urgent=urgent, more=more, meanwhile=meanwhile)
         if place == self._master and self._certain_until:
             self._certain_until = time.monotonic() + SILENT_SECONDS
         return replies

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from .wire import More, Reply, Wire
+from .wire import Meanwhile, More, Reply, Wire
 
 # Firewalls and address translators drop connections that were silent for some minutes (four, at the soonest of the
 # large clouds'), and tell neither end.
@@ -39,7 +39,15 @@ class Pool:
         self._freed = threading.Condition()
         self.connected: Callable[[], object] = lambda: None  # called when a connection was made
 
-    def exchange(self, commands: bytes, count: int, *, urgent: bool = False, more: More | None = None) -> list[Reply]:
+    def exchange(
+        self,
+        commands: bytes,
+        count: int,
+        *,
+        urgent: bool = False,
+        more: More | None = None,
+        meanwhile: Meanwhile | None = None,
+    ) -> list[Reply]:
         """Send packed commands on one connection and read as many replies.
 
         Where a connection that was kept turns out to be gone, they are sent once more on a new one: whatever is sent
@@ -47,6 +55,7 @@ class Pool:
 
         :param urgent: do not wait for a free connection; a renewal must not queue behind those that it serves.
         :param more: gives a command that follows from the replies, for the same connection; its reply is added.
+        :param meanwhile: called when the commands are sent, before their replies are waited for.
         :raises OSError: the server cannot be reached, or did not answer in time.
         :raises redis.RedisError: it does not let this client in.
         :raises Exhausted: no connection became free in time.
@@ -56,7 +65,7 @@ class Pool:
         try:
             if wire is not None:
                 try:
-                    replies = wire.exchange(commands, count, more)
+                    replies = wire.exchange(commands, count, more, meanwhile)
                 except TimeoutError:
                     raise
                 except OSError:  # it was kept, and is gone
@@ -64,7 +73,7 @@ class Pool:
                     wire = None
             if wire is None:
                 wire = self._new()
-                replies = wire.exchange(commands, count, more)
+                replies = wire.exchange(commands, count, more, meanwhile)
         except BaseException:  # a greenlet may be killed here, too: nobody may read the reply that is under way
             self._drop(wire)
             raise

@@ -19,7 +19,7 @@ from .questions import translated
 from .scripts import Script
 from .servers import run_ids
 from .wakeups import Wakeups
-from .wire import Reply, ServerError, pack
+from .wire import Meanwhile, Reply, ServerError, pack
 from .writeback import WriteBack
 
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
@@ -75,11 +75,14 @@ class RedisStore(WriteBack):
                 raise store_error(answer) from answer
         return [bool(kept) for kept in answers]
 
-    def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`. One round trip."""
+    def complete(self, claim: Claim, payload: bytes, ttl_ms: int, meanwhile: Meanwhile | None = None) -> bool:
+        """See :class:`~flask_idempotent.core.store.Store`. One round trip.
+
+        :param meanwhile: called while it is under way; not where nothing could be sent, and twice if need be.
+        """
         args = (claim.key, claim.owner, head_of(claim, State.DONE), payload, ttl_ms)
         try:
-            return self._end(scripts.COMPLETE, *args)
+            return self._end(scripts.COMPLETE, *args, meanwhile=meanwhile)
         except StoreFull:
             with suppress(StoreError):
                 self._run(scripts.STRETCH, claim.key, claim.owner, ttl_ms)
@@ -194,9 +197,9 @@ class RedisStore(WriteBack):
         self._wakeups.close()
         self.nodes.close()
 
-    def _end(self, script: Script, key: str, *args: bytes | int) -> bool:
+    def _end(self, script: Script, key: str, *args: bytes | int, meanwhile: Meanwhile | None = None) -> bool:
         more = partial(self._more, bool) if self._durably else None
-        ended, *replicas = self._send(script, key, args, more)
+        ended, *replicas = self._send(script, key, args, more, meanwhile)
         if replicas and (lacking := self._lacking(key, replicas[0])):
             raise lacking
         return bool(ended)

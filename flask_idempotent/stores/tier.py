@@ -57,6 +57,9 @@ class LocalTier(Store, Protocol):
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
 
+    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """Complete where that takes one short step. False where it would not, and nothing was done."""
+
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
 

@@ -118,8 +118,29 @@ class TieredStore:
         return [here and there for here, there in zip(kept, agreed, strict=True)]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later."""
-        return self._end(claim, "complete", payload, ttl_ms)
+        """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later.
+
+        It is kept here while Redis' answer is on its way, which nearly always agrees.
+        """
+        contact = self._contact[getpid()]
+        if claim.owner in contact.indebted or not self._local.keeps:
+            return self._end(claim, "complete", payload, ttl_ms)
+        kept = False
+
+        def keep() -> None:
+            nonlocal kept
+            try:
+                kept = kept or self._local.complete_at_once(claim, payload, ttl_ms)
+            except StoreError:  # there is time for it later
+                return
+
+        try:
+            told = contact.tell(self._shared.complete, claim, payload, ttl_ms, keep)
+            if kept and told is not None and told[0]:
+                return True
+            return self._keep(contact, claim, told, "complete", payload, ttl_ms)
+        finally:
+            contact.indebted.discard(claim.owner)
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -330,6 +351,13 @@ class TieredStore:
         of this host have been told so.
         """
         told = contact.tell(getattr(self._shared, how), claim, *args)
+        return self._keep(contact, claim, told, how, *args)
+
+    def _keep(self, contact: Contact, claim: Claim, told: tuple[bool] | None, how: str, *args: Any) -> bool:
+        """Write here what Redis was told.
+
+        :param told: its answer; None where it could not be told.
+        """
         refused = told is not None and not told[0]
         if refused and claim.owner not in contact.indebted:  # another worker has the key: its word counts here, too
             self._drop_own(claim)

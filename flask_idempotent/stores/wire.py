@@ -19,6 +19,7 @@ _IN_SCRIPT: Final = re.compile(r"ERR Error running script .*?: -([A-Z]+ .*)", re
 
 Reply = Any  # bytes, int, None, a list of these, or a ServerError
 More = Callable[[list[Reply]], bytes]  # one packed command that is called for by the replies; empty for none
+Meanwhile = Callable[[], object]  # done while a reply is on its way; twice where a command is sent twice
 
 
 class ServerError(Exception):
@@ -63,14 +64,18 @@ class Wire:
         self._buffer = b""
         self._at = 0
 
-    def exchange(self, commands: bytes, count: int, more: More | None = None) -> list[Reply]:
+    def exchange(
+        self, commands: bytes, count: int, more: More | None = None, meanwhile: Meanwhile | None = None
+    ) -> list[Reply]:
         """Send packed commands and read as many replies, and one for the command that follows from them.
 
         :raises TimeoutError: the server did not take, or say, anything for as long as the connection allows.
         :raises OSError: the connection is of no use any more.
         """
+        self._socket.sendall(commands)
+        if meanwhile is not None:
+            meanwhile()
         try:
-            self._socket.sendall(commands)
             data = self._socket.recv(READ_SIZE)
             if count == 1 and (reply := _whole_reply(data)) is not None:
                 replies = [reply]

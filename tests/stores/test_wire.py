@@ -84,6 +84,16 @@ def test_several_replies_are_read_in_their_order(ends: tuple[Wire, socket.socket
     sending.join()
 
 
+def test_what_is_to_be_done_meanwhile_is_done_between_question_and_answer(ends: tuple[Wire, socket.socket]) -> None:
+    wire, server = ends
+
+    def answer() -> None:  # nobody else does
+        assert server.recv(100) == pack("PING")
+        server.sendall(b"+PONG\r\n")
+
+    assert wire.exchange(pack("PING"), 1, meanwhile=answer) == [b"PONG"]
+
+
 def test_an_error_is_a_reply(ends: tuple[Wire, socket.socket]) -> None:
     wire, server = ends
     server.sendall(b"-MOVED 1 :2\r\n")
