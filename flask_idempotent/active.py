@@ -16,7 +16,9 @@ from .core.steps import StepLost, Steps, StepUnknown
 from .core.store import Claim, Store
 from .errors import OutcomeUnknown, RequestInProgress
 
-_ACTIVE: Final = "_idempotency"
+# Where the Active of a request is found, for the rest of it, its streamed answer included: in the request object's own
+# names. An application context may outlive many requests, and a middleware may send one environ through the app twice.
+ACTIVE: Final = "_idempotency"
 
 
 class Active:
@@ -141,20 +143,6 @@ def _request() -> Request:
     return found
 
 
-def is_active(here: Request) -> bool:
-    """Whether a request is already inside a guarded view."""
-    return _ACTIVE in vars(here)
-
-
-def activate(here: Request, active: Active) -> None:
-    """Let ``current_idempotency`` be ``active`` for the rest of a request, its streamed answer included.
-
-    It hangs on the request object: an application context may outlive many requests, and a middleware may send one
-    environ through the app twice.
-    """
-    vars(here)[_ACTIVE] = active
-
-
 @contextmanager
 def calling(active: Active) -> Iterator[None]:
     """Let ``current_idempotency`` be ``active`` inside the block, with or without a request around it."""
@@ -172,7 +160,7 @@ def _find() -> Active:
     if call is not None and call.caller is here:  # a request that a test client makes inside is another
         active = call.active
     elif here is not None:
-        active = vars(here).get(_ACTIVE)
+        active = vars(here).get(ACTIVE)
     if active is None:
         raise RuntimeError(
             "current_idempotency is only there while a view with @idempotent runs, or a function under idempotency.run"

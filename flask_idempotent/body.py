@@ -31,12 +31,12 @@ Fields = Iterable[tuple[str, str]]
 Files = Iterable[tuple[str, FileStorage]]
 
 
-class Body(NamedTuple):
-    """What counts of a body.
+class Form(NamedTuple):
+    """What counts of a form.
 
-    :param digest: its canonical bytes, hashed; for a form over everything but the ignored fields.
-    :param fields: a form's names and values; empty for any other body.
-    :param refusal: why a form was not parsed; its bytes count then, and the view meets the limit when it asks for it.
+    :param digest: over everything but the ignored fields.
+    :param fields: names and values; empty where it was not parsed.
+    :param refusal: why not; its bytes count then, and the view meets the limit when it asks for it.
     """
 
     digest: bytes
@@ -44,23 +44,24 @@ class Body(NamedTuple):
     refusal: RequestEntityTooLarge | None = None
 
 
-def read_body(request: Request, mimetype: str, ignored: frozenset[str], config: Mapping[str, Any]) -> Body:
+def digest_body(request: Request, mimetype: str, ignored: frozenset[str], config: Mapping[str, Any]) -> bytes:
     """Read the body, or what a hook of the app has left of it. The request is as unread afterwards as it was before:
     ``stream``, ``get_data``, ``get_json``, ``form`` and ``files`` give the view what they would have given it.
 
     :param mimetype: the request's.
     :param ignored: form fields, and members of a JSON object, that do not count.
     :param config: the app's.
+    :return: its canonical bytes, hashed.
     :raises RequestEntityTooLarge: the body is over the app's MAX_CONTENT_LENGTH.
     """
     if mimetype == _JSON or request.is_json:
         data = _data(request, config)
-        return Body(json_body(data, ignored, partial(_spare_parsing, request, data)))
+        return json_body(data, ignored, partial(_spare_parsing, request, data))
     if mimetype in FORMS:
-        return _read_form(request, mimetype, ignored, config)
+        return read_form(request, mimetype, ignored, config).digest
     if "_cached_data" in request.__dict__:
-        return Body(raw_body(_data(request, config)))
-    return Body(streamed_body(_spool(request)[1]))
+        return raw_body(_data(request, config))
+    return streamed_body(_spool(request)[1])
 
 
 class _Parsed:
@@ -106,24 +107,25 @@ def _spare_parsing(request: Request, data: bytes, value: Any) -> None:
         found["_cached_json"] = _Parsed(request, data, value)
 
 
-def _read_form(request: Request, mimetype: str, ignored: frozenset[str], config: Mapping[str, Any]) -> Body:
+def read_form(request: Request, mimetype: str, ignored: frozenset[str], config: Mapping[str, Any]) -> Form:
+    """Read a body that says it is a form, as :func:`digest_body` does and with the same parameters."""
     if "form" in request.__dict__:
         return _of_form(request.form.items(multi=True), request.files.items(multi=True), ignored)
     if mimetype == _MULTIPART and "_cached_data" not in request.__dict__:
         spool, digest = _spool(request)
-        return _parsed(request, spool, ignored) or Body(streamed_body(digest))
+        return _parsed(request, spool, ignored) or Form(streamed_body(digest))
     data = _data(request, config)
-    return _parsed(request, io.BytesIO(data), ignored) or Body(raw_body(data))
+    return _parsed(request, io.BytesIO(data), ignored) or Form(raw_body(data))
 
 
-def _parsed(request: Request, stream: IO[bytes], ignored: frozenset[str]) -> Body | None:
+def _parsed(request: Request, stream: IO[bytes], ignored: frozenset[str]) -> Form | None:
     """Parse a form from its bytes, holding no file in memory; None when there are bytes, but no form in them."""
     parser = request.make_form_data_parser()
     parser.stream_factory = _digest_sink
     try:
         _, form, files = parser.parse(stream, request.mimetype, request.content_length, request.mimetype_params)
     except RequestEntityTooLarge as refusal:
-        return Body(_rest(stream), refusal=refusal)
+        return Form(_rest(stream), refusal=refusal)
     finally:
         stream.seek(0)
     empty = not stream.read(1)
@@ -136,9 +138,9 @@ def _rest(stream: IO[bytes]) -> bytes:
     return streamed_body(hashlib.file_digest(stream, "sha256").digest())  # type: ignore[arg-type]
 
 
-def _of_form(fields: Fields, files: Files, ignored: frozenset[str]) -> Body:
+def _of_form(fields: Fields, files: Files, ignored: frozenset[str]) -> Form:
     fields = tuple(fields)
-    return Body(form_body((pair for pair in fields if pair[0] not in ignored), _digests(files)), fields)
+    return Form(form_body((pair for pair in fields if pair[0] not in ignored), _digests(files)), fields)
 
 
 def _digests(files: Files) -> Iterator[tuple[str, str]]:

@@ -16,10 +16,11 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from . import errors, web
-from .active import Active, activate, is_active
+from .active import ACTIVE, Active
 from .config import ConfigurationError, Settings, check_route, duration, milliseconds
-from .core.guard import Guard, Run, Unprotected
+from .core.guard import Guard, Unprotected
 from .core.record import StoredResponse
+from .core.store import Claim
 from .entry import begin
 from .state import AppState, app_state
 from .streams import Recorder
@@ -117,7 +118,8 @@ class _Route:
             if bound is None:
                 bound = bound_to[app] = self.bind(view, app)
             call: Call = functools.partial(view if bound.is_sync else app.ensure_sync(view), *args, **kwargs)
-            return call() if is_active(here) else _answer(context, bound, call)
+            within = ACTIVE in vars(here)  # another guarded view, which has called this one
+            return call() if within else _answer(context, bound, call)
 
         vars(guarded).pop(COVERED, None)
         setattr(guarded, GUARDED, True)
@@ -150,16 +152,15 @@ def _answer(context: RequestContext, bound: _Bound, call: Call) -> ResponseRetur
     if incoming is None:
         if guarded and settings.required:
             raise errors.KeyMissing(docs_url=settings.docs_url)
-        activate(here, Active.without_key())
+        vars(here)[ACTIVE] = Active.without_key()
         return call()
     begun = begin(state.guard, incoming.storage_key, incoming.fingerprint, settings)
-    if isinstance(begun, Run):
-        claim = begun.claim
-        active = Active(incoming.key, claim.attempt, incoming.seed, state.store, claim, settings.docs_url)
-        activate(here, active)
+    if isinstance(begun, Claim):
+        active = Active(incoming.key, begun.attempt, incoming.seed, state.store, begun, settings.docs_url)
+        vars(here)[ACTIVE] = active
         return _Execution(context, bound.route, settings, state.guard, begun).run(active, call)
     if isinstance(begun, Unprotected):
-        activate(here, Active(incoming.key, 1, incoming.seed))
+        vars(here)[ACTIVE] = Active(incoming.key, 1, incoming.seed)
         after_this_request(web.mark_degraded)
         return call()
     return web.replay(begun.response, app, settings)
@@ -168,13 +169,13 @@ def _answer(context: RequestContext, bound: _Bound, call: Call) -> ResponseRetur
 class _Execution:
     """One run of a view that holds its key, from the call to the end of its answer."""
 
-    def __init__(self, context: RequestContext, route: _Route, settings: Settings, guard: Guard, run: Run) -> None:
+    def __init__(self, context: RequestContext, route: _Route, settings: Settings, guard: Guard, claim: Claim) -> None:
         self._app = context.app
         self._hooks = context._after_request_functions
         self._route = route
         self._settings = settings
         self._guard = guard
-        self._run = run
+        self._claim = claim
 
     def run(self, active: Active, call: Call) -> Response:
         """Run the view. Whatever happens, the key is settled."""
@@ -182,20 +183,22 @@ class _Execution:
             response = self._respond(call)
             self._settle(response, active)
         except BaseException:
-            self._guard.fail(self._run)
+            self._guard.fail(self._claim)
             raise
         return response
 
     def _settle(self, response: Response, active: Active) -> None:
-        fate, lifetime = self._told(web.fate, response, self._route.save), self._route.lifetime
-        fate = fate or web.fate(response, None)
+        save, lifetime = self._route.save, self._route.lifetime
+        fate = (self._told(web.fate, response, save) if save else None) or web.fate(response, None)
         if fate is Fate.KEEP and active.stored and not active.inconclusive:
             ttl_ms = self._told(_ttl_ms, lifetime, response) if lifetime is not None else None
-            self._keep(response, ttl_ms or self._run.claim.terms.ttl_ms)
-        elif fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
-            self._guard.fail(self._run)
+            self._keep(response, ttl_ms or self._claim.terms.ttl_ms)
+            return
+        response.headers.remove(self._settings.replay_header)  # as _keep does
+        if fate is Fate.FAIL or active.acted:  # after a step something may have happened, whatever the status
+            self._guard.fail(self._claim)
         else:
-            self._guard.forget(self._run)
+            self._guard.forget(self._claim)
 
     def _told(self, ask: Callable[..., Told], *args: Any) -> Told | None:
         """What the host's own function says about a finished view; None when it fails: the answer still counts."""
@@ -218,7 +221,6 @@ class _Execution:
         own, hooks[earlier:] = hooks[earlier:], []
         for hook in own:  # what the view has added by after_this_request is part of its answer, on a replay as well
             response = self._app.ensure_sync(hook)(response)
-        response.headers.remove(self._settings.replay_header)
         return response
 
     def _keep(self, response: Response, ttl_ms: int) -> None:
@@ -228,7 +230,7 @@ class _Execution:
         if plain and type(chunks) is list and len(chunks) == 1 and type(chunks[0]) is bytes:  # as nearly all are
             kept = self._store(*head, chunks[0])
         elif response.is_streamed or response.direct_passthrough:
-            store, failed = functools.partial(self._store, *head), functools.partial(self._guard.fail, self._run)
+            store, failed = functools.partial(self._store, *head), functools.partial(self._guard.fail, self._claim)
             limit, length = self._settings.max_body, response.content_length
             patience = self._settings.max_runtime
             response.response = Recorder(chunks, limit, length, store, failed, patience)
@@ -245,7 +247,7 @@ class _Execution:
         """
         kept = None if body is None or len(body) > self._settings.max_body else body
         stored = StoredResponse(status, headers, kept)
-        return self._guard.finish(self._run, stored, ttl_ms, self._settings.compress_over)
+        return self._guard.finish(self._claim, stored, ttl_ms, self._settings.compress_over)
 
 
 def _ttl_ms(lifetime: Lifetime, response: Response) -> int:

@@ -8,18 +8,18 @@ from typing import Final
 from . import errors
 from .config import Settings
 from .core.digest import combine
-from .core.guard import Guard, Run, Unprotected
+from .core.guard import Guard, Unprotected
 from .core.machine import Mismatch, Replay, Unknown
 from .core.record import NewerRecord, UnreadableRecord
-from .core.store import StoreError
+from .core.store import Claim, StoreError
 
 log = logging.getLogger("flask_idempotent")
 
 RETRY_AFTER: Final = 1  # seconds
-_ANSWERS: Final = (Run, Replay, Unprotected)
+_ANSWERS: Final = (Claim, Replay, Unprotected)
 
 
-def begin(guard: Guard, key: str, fingerprint: bytes, settings: Settings) -> Run | Unprotected | Replay:
+def begin(guard: Guard, key: str, fingerprint: bytes, settings: Settings) -> Claim | Unprotected | Replay:
     """Take a key, or say why nothing is to run.
 
     :param key: the storage key.

@@ -14,7 +14,7 @@ from werkzeug.test import EnvironBuilder
 
 from .config import Settings
 from .core.key import InvalidKey, parse, storage_key
-from .web import Principal, scope, site_of
+from .web import Principal, digest_key, site_of
 
 _STORAGE_KEY: Final = re.compile(r"(.*)\{[\w-]{43}\}", re.ASCII | re.DOTALL)
 
@@ -60,7 +60,7 @@ def storage_keys(app: Flask, settings: Settings, key: str, request: ClientReques
         raise CannotLookUp(f"this cannot be a client's key: {error}") from error
     builder = EnvironBuilder(request.path, f"http://{request.host or 'localhost'}/", method=request.method.upper())
     asked = app.request_class(builder.get_environ())
-    digests = [scope(asked, site, principal).digest(client_key) for principal in _principals(request.principal)]
+    digests = [digest_key(asked, site, principal, client_key) for principal in _principals(request.principal)]
     return [storage_key(settings.key_prefix, digest) for digest in digests]
 
 

@@ -12,10 +12,11 @@ from flask import Flask
 from .active import Active, calling
 from .config import Settings, check_run
 from .core.digest import combine
-from .core.guard import Guard, Run
+from .core.guard import Guard
 from .core.key import storage_key
 from .core.machine import Replay
 from .core.record import StoredResponse
+from .core.store import Claim
 from .entry import begin, derivation_seed
 from .state import AppState
 
@@ -78,8 +79,8 @@ class Runner:
             return json.loads(begun.response.body or b"")
         seed = functools.partial(derivation_seed, digest, mark)
         call = functools.partial(app.ensure_sync(function), *args, **kwargs)
-        if isinstance(begun, Run):
-            active = Active(key, begun.claim.attempt, seed, state.store, begun.claim, settings.docs_url)
+        if isinstance(begun, Claim):
+            active = Active(key, begun.attempt, seed, state.store, begun, settings.docs_url)
             return json.loads(_execute(state.guard, begun, active, call, settings))
         return json.loads(_result(Active(key, 1, seed), call, settings.max_body))
 
@@ -99,19 +100,19 @@ class Runner:
         return combine("told call 1", name, told.encode() if isinstance(told, str) else told)
 
 
-def _execute(guard: Guard, run: Run, active: Active, call: Call, settings: Settings) -> bytes:
+def _execute(guard: Guard, claim: Claim, active: Active, call: Call, settings: Settings) -> bytes:
     """Run the function that holds its key. Whatever happens, the key is settled."""
     try:
         result = _result(active, call, settings.max_body)
     except BaseException:
-        guard.fail(run)
+        guard.fail(claim)
         raise
     if active.stored:
-        guard.finish(run, StoredResponse("200 OK", _HEADERS, result), run.claim.terms.ttl_ms, settings.compress_over)
+        guard.finish(claim, StoredResponse("200 OK", _HEADERS, result), claim.terms.ttl_ms, settings.compress_over)
     elif active.acted:  # after a step something may have happened
-        guard.fail(run)
+        guard.fail(claim)
     else:
-        guard.forget(run)
+        guard.forget(claim)
     return result
 
 

@@ -12,11 +12,11 @@ from uuid import UUID
 from flask import Flask, Request, Response
 from werkzeug.datastructures import Headers
 
-from .body import FORMS, read_body
+from .body import FORMS, digest_body, read_form
 from .config import Settings
 from .core.digest import combine
 from .core.fingerprint import fingerprint
-from .core.key import InvalidKey, Scope, parse, storage_key
+from .core.key import InvalidKey, parse, scoped, storage_key
 from .core.record import StoredResponse
 from .entry import derivation_seed
 from .errors import KeyInvalid
@@ -105,16 +105,16 @@ def read(
     :param principal: who calls; None when nobody can tell, then the Authorization header counts as part of the request.
     :raises KeyInvalid: there is a key, but it cannot be read.
     """
-    body, mimetype = None, request.mimetype
+    form, mimetype = None, request.mimetype
     if readers.key is not None:
         raw = readers.key(request)
     else:
         raw = request.headers.get(settings.header)
         if raw is None and mimetype in FORMS:
-            body = read_body(request, mimetype, settings.uncounted_fields, app.config)
-            if body.refusal is not None:
-                raise body.refusal
-            sent = [value for name, value in body.fields if name == settings.form_field]
+            form = read_form(request, mimetype, settings.uncounted_fields, app.config)
+            if form.refusal is not None:
+                raise form.refusal
+            sent = [value for name, value in form.fields if name == settings.form_field]
             raw = ", ".join(sent) if sent else None
     if raw is None:
         return None
@@ -122,12 +122,12 @@ def read(
         key = parse(raw, settings.max_key_length)
     except InvalidKey as error:
         raise KeyInvalid(f"The key was not accepted: {error}.", docs_url=settings.docs_url) from error
-    digest = scope(request, site, principal).digest(key)
+    digest = digest_key(request, site, principal, key)
     known = principal is not None and is_known(principal)
     credentials = b"" if known else request.environ.get("HTTP_AUTHORIZATION", "").encode()
     if readers.fingerprint == WHOLE_REQUEST:
-        body = body or read_body(request, mimetype, settings.uncounted_fields, app.config)
-        mark = _fingerprint(request, mimetype, settings, body.digest, credentials)
+        body = form.digest if form else digest_body(request, mimetype, settings.uncounted_fields, app.config)
+        mark = _fingerprint(request, mimetype, settings, body, credentials)
     elif callable(readers.fingerprint):
         told = readers.fingerprint(request)
         mark = combine("told fingerprint 1", told.encode() if isinstance(told, str) else told, credentials)
@@ -136,15 +136,15 @@ def read(
     return Incoming(key, digest, storage_key(settings.key_prefix, digest), mark)
 
 
-def scope(request: Request, site: Site, principal: Principal) -> Scope:
-    """Within what the key of a request is unique.
+def digest_key(request: Request, site: Site, principal: Principal, key: str) -> bytes:
+    """32 bytes that stand for the key of a request, which is unique to app, caller, method and path.
 
     :param site: of the app that it is for.
     :param principal: who calls; None when nobody can tell.
     """
     path = f"{request.root_path.rstrip('/')}{request.path}"  # with the mount point
     place = f"//{request.host}{path}" if site.by_host else path
-    return Scope(site.name, request.method, place, b"" if principal is None else principal_bytes(principal))
+    return scoped(site.name, request.method, place, b"" if principal is None else principal_bytes(principal), key)
 
 
 def is_known(principal: Principal) -> bool:
@@ -221,12 +221,16 @@ def fate(response: Response, save: Callable[[Response], bool | Fate] | str | Non
 
 
 def stored_headers(response: Response, settings: Settings) -> tuple[tuple[str, str], ...]:
-    """The headers that a replay repeats."""
-    stored, mark = [], settings.replay_header.lower()
+    """The headers that a replay repeats. One that marks a replay is taken off the response: this is none."""
+    stored, mark, marked = [], settings.replay_header.lower(), False
     for name, value in response.headers:
         lower = name.lower()
-        if lower not in _NOT_STORED and lower != mark:
+        if lower == mark:
+            marked = True
+        elif lower not in _NOT_STORED:
             stored.append((name, value))
+    if marked:
+        response.headers.remove(mark)
     return tuple(stored)
 
 

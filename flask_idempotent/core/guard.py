@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
+from os import getpid
 from typing import Final, NamedTuple, Protocol
 
+from .forks import PerProcess
 from .lease import Heartbeat
 from .machine import Busy, Mismatch, Replay, Unknown, Verdict, head_of, judge
 from .record import OWNER_SIZE, State, StoredResponse, UnstorableResponse, pack_payload
@@ -56,12 +58,6 @@ class Observer(Protocol):
         """Take note."""
 
 
-class Run(NamedTuple):
-    """The caller holds the key and must end it with finish, fail or forget."""
-
-    claim: Claim
-
-
 class Unprotected(Sign):
     """The store is away and the route prefers to run without it."""
 
@@ -87,11 +83,12 @@ class Guard:
         self._observe = observe
         self._token = token
         self._full_until = float("-inf")
-        self._heartbeat = Heartbeat(store, lambda claim: observe(Outcome.LOST_LEASE, claim.key))
+        self._heartbeats = PerProcess(lambda: Heartbeat(store, lambda claim: observe(Outcome.LOST_LEASE, claim.key)))
 
-    def begin(self, key: str, fingerprint: bytes, terms: Terms) -> Run | Unprotected | Verdict:
+    def begin(self, key: str, fingerprint: bytes, terms: Terms) -> Claim | Unprotected | Verdict:
         """Take the key, or say why the view must not run. A duplicate waits here, for ``terms.wait_ms`` at most.
 
+        :return: a claim: the caller holds the key and must end it with finish, fail or forget.
         :raises StoreError: the store cannot answer and the route does not run without it.
         :raises UnreadableRecord: what stands there is no record.
         :raises NewerRecord: a later version of this library wrote it.
@@ -110,7 +107,7 @@ class Guard:
             self._full_until = float("-inf")
             if answer.attempt != claim.attempt:
                 claim = claim._replace(attempt=answer.attempt)
-            return self._started(Run(claim))
+            return self._started(claim)
         verdict = self._wait(answer, claim)
         self._observe(_NAMES[type(verdict)], key)
         return verdict
@@ -120,15 +117,15 @@ class Guard:
         """Whether the store had no room for a new key a moment ago, and has taken none since."""
         return time.monotonic() < self._full_until
 
-    def _started(self, run: Run) -> Run:
+    def _started(self, claim: Claim) -> Claim:
         """Keep the lease from now on. What goes wrong before the view runs must not leave the key taken."""
         try:
-            self._heartbeat.add(run.claim)
-            self._observe(Outcome.CLAIMED, run.claim.key)
+            self._heartbeats[getpid()].add(claim)
+            self._observe(Outcome.CLAIMED, claim.key)
         except BaseException:
-            self.forget(run)
+            self.forget(claim)
             raise
-        return run
+        return claim
 
     def _wait(self, found: Found, claim: Claim) -> Verdict:
         """A waiter never runs the view: it gets the outcome, or is told to come back."""
@@ -141,40 +138,39 @@ class Guard:
             return verdict
         return judge(later, claim) if isinstance(later, Found) else verdict
 
-    def finish(self, run: Run, response: StoredResponse, ttl_ms: int, compress_over: int) -> bool:
+    def finish(self, claim: Claim, response: StoredResponse, ttl_ms: int, compress_over: int) -> bool:
         """Store the outcome. False when it could not be stored: the client still gets it.
 
         :param ttl_ms: its retention.
         :param compress_over: bytes from which compression is tried.
         """
-        claim = run.claim
         try:
             payload = pack_payload(head_of(claim, State.DONE), response, compress_over)
         except UnstorableResponse as error:
             self._observe(Outcome.UNRECORDED, claim.key, error)
-            self.fail(run)
+            self.fail(claim)
             return False
         return self._end(Outcome.COMPLETED, claim, self.store.complete, payload, ttl_ms)
 
-    def fail(self, run: Run) -> bool:
+    def fail(self, claim: Claim) -> bool:
         """Note a failure: the same request may run again under the key, another may not."""
-        return self._end(Outcome.FAILED, run.claim, self.store.fail)
+        return self._end(Outcome.FAILED, claim, self.store.fail)
 
-    def forget(self, run: Run) -> bool:
+    def forget(self, claim: Claim) -> bool:
         """Free the key: the request was refused before it did anything. After an earlier attempt, which may have done
         something, the key stays with this request.
         """
-        if run.claim.attempt > 1:
-            return self.fail(run)
-        return self._end(Outcome.RELEASED, run.claim, self.store.forget)
+        if claim.attempt > 1:
+            return self.fail(claim)
+        return self._end(Outcome.RELEASED, claim, self.store.forget)
 
     def close(self) -> None:
         """End the heartbeat and give back what the store holds."""
-        self._heartbeat.stop()
+        self._heartbeats().stop()
         self.store.close()
 
     def _end(self, outcome: Outcome, claim: Claim, write: Callable[..., bool], *args: bytes | int) -> bool:
-        self._heartbeat.discard(claim)
+        self._heartbeats[getpid()].discard(claim)
         try:
             written = write(claim, *args)
         except StoreError as error:

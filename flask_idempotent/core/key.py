@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64encode
-from typing import Final, NamedTuple
+from typing import Final
 
 from .digest import combine
 
@@ -54,24 +54,17 @@ def parse(raw: str, max_length: int) -> str:
     return key
 
 
-class Scope(NamedTuple):
-    """Within what a client's key is unique. Each part is part of the digest.
+def scoped(app: str, method: str, path: str, principal: bytes, key: str) -> bytes:
+    """32 bytes that stand for a client's key within what it is unique in. Each part counts.
 
     :param app: the application's name.
     :param method: the request's method.
     :param path: the request's path with the mount point; with the host where the app routes by host.
     :param principal: who calls, as bytes; empty when nobody can tell.
+    :param key: the client's.
     """
-
-    app: str
-    method: str
-    path: str
-    principal: bytes
-
-    def digest(self, key: str) -> bytes:
-        """32 bytes that stand for one client key within this scope."""
-        path = self.path.encode("utf-8", "surrogateescape")
-        return combine("idempotency key 1", self.app.encode(), self.method.encode(), path, self.principal, key.encode())
+    raw_path = path.encode("utf-8", "surrogateescape")
+    return combine("idempotency key 1", app.encode(), method.encode(), raw_path, principal, key.encode())
 
 
 def storage_key(prefix: str, digest: bytes) -> str:

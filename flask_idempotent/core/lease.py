@@ -6,10 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from os import getpid
 
-from .forks import PerProcess
-from .store import Claim, Store, StoreError, Terms
+from .store import Claim, Store, StoreError
 
 log = logging.getLogger("flask_idempotent")
 
@@ -19,11 +17,11 @@ LOOK_SECONDS = 1.0  # between two looks of a thread that has nothing to renew
 
 
 class Heartbeat:
-    """Renews every registered claim three times per lease, all of a store's in one call.
+    """Renews every registered claim three times per lease, all of a store's in one call. It belongs to one process.
 
-    The thread starts with the first claim, after any fork, and ends when there was nothing to renew for a while. Until
-    then it looks once a second, so that no new claim has to wake it but those with the shortest leases: most requests
-    are over long before their first renewal is due.
+    The thread starts with the first claim, and ends when there was nothing to renew for a while. Until then it looks
+    once a second, so that no new claim has to wake it but those with the shortest leases: most requests are over long
+    before their first renewal is due.
 
     :param store: where the leases are.
     :param lost: called with a claim that another worker has taken over.
@@ -33,31 +31,13 @@ class Heartbeat:
     def __init__(
         self, store: Store, lost: Callable[[Claim], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._pulse = PerProcess(lambda: _Pulse(store, lost, clock))
-
-    def add(self, claim: Claim) -> None:
-        """Keep the lease of a claim alive from now on, for its ``max_runtime_ms`` at most."""
-        self._pulse[getpid()].add(claim)
-
-    def discard(self, claim: Claim) -> None:
-        """Stop renewing a claim. On return no renewal of it is under way, so it can be completed or forgotten."""
-        self._pulse[getpid()].discard(claim)
-
-    def stop(self) -> None:
-        """Let the thread end. Leases of requests that still run are renewed no more."""
-        self._pulse().stop()
-
-
-class _Pulse:
-    """The heartbeat of one process."""
-
-    def __init__(self, store: Store, lost: Callable[[Claim], None], clock: Callable[[], float]) -> None:
         self._store = store
         self._lost = lost
         self._clock = clock
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # entering the lock itself is cheaper than this
-        self._due: dict[bytes, tuple[float, float, Claim]] = {}  # owner -> when due, when given up, claim
+        # By the owner: when it is due, and again after how long, when it is given up, and the claim.
+        self._due: dict[bytes, tuple[float, float, float, Claim]] = {}
         self._in_flight: frozenset[bytes] = frozenset()
         self._wakes_at = float("inf")
         self._came = False  # whether a claim came since the thread last looked
@@ -65,17 +45,20 @@ class _Pulse:
         self._stopping = False
 
     def add(self, claim: Claim) -> None:
+        """Keep the lease of a claim alive from now on, for its ``max_runtime_ms`` at most."""
         now, terms = self._clock(), claim.terms
-        due = now + _interval(terms)
+        interval = terms.lease_ms / 1000 / RENEWALS_PER_LEASE
+        due = now + interval
         with self._lock:
             self._came = True
             if not self._running:
                 self._start()
-            self._due[claim.owner] = (due, now + terms.max_runtime_ms / 1000, claim)
+            self._due[claim.owner] = (due, interval, now + terms.max_runtime_ms / 1000, claim)
             if due < self._wakes_at:
                 self._changed.notify_all()
 
     def discard(self, claim: Claim) -> None:
+        """Stop renewing a claim. On return no renewal of it is under way, so it can be completed or forgotten."""
         with self._lock:
             self._due.pop(claim.owner, None)
             if self._stopping and not self._due:  # it was told to stop while this one ran
@@ -84,6 +67,7 @@ class _Pulse:
                 self._changed.wait()
 
     def stop(self) -> None:
+        """Let the thread end. Leases of requests that still run are renewed no more."""
         with self._changed:
             self._due.clear()
             self._stopping = self._running
@@ -116,7 +100,7 @@ class _Pulse:
                     return claims
                 now = self._clock()
                 rest = min(LOOK_SECONDS, IDLE_SECONDS)
-                self._wakes_at = min((due for due, _, _ in self._due.values()), default=now + rest)
+                self._wakes_at = min((due for due, *_ in self._due.values()), default=now + rest)
                 woken = self._changed.wait(max(self._wakes_at - now, 0))
                 self._wakes_at = float("-inf")
                 used, self._came = woken or self._came or bool(self._due), False
@@ -129,12 +113,12 @@ class _Pulse:
         """The claims to renew now, rescheduled; those past their longest runtime are let go."""
         now = self._clock()
         taken = []
-        for owner, (due, end, claim) in list(self._due.items()):
+        for owner, (due, interval, end, claim) in list(self._due.items()):
             if now >= end:
                 del self._due[owner]
                 log.warning("a request runs longer than IDEMPOTENCY_MAX_RUNTIME; its lease is no longer renewed")
             elif due <= now:
-                self._due[owner] = (now + _interval(claim.terms), end, claim)
+                self._due[owner] = (now + interval, interval, end, claim)
                 taken.append(claim)
         return taken
 
@@ -152,7 +136,3 @@ class _Pulse:
             log.warning("idempotency: leases could not be renewed: %s", error)
         except Exception:
             log.exception("idempotency: leases could not be renewed")
-
-
-def _interval(terms: Terms) -> float:
-    return terms.lease_ms / 1000 / RENEWALS_PER_LEASE

@@ -22,7 +22,8 @@ from .tier import Debt
 Answer = TypeVar("Answer")
 
 DROP_CANDIDATES: Final = 16
-SWEPT: Final = 16  # entries of the expiry queue per new key
+SWEEP_MS: Final = 250  # between two looks for what has expired
+SWEPT: Final = 16  # entries of the expiry queue per write, while there are any
 COUNTED: Final = 10_000  # entries of it for an exact count
 DROPPED: Final = 1000  # keys per transaction when copies are dropped
 _PENDING: Final = State.PENDING.value
@@ -71,7 +72,7 @@ class RecordCache(SimpleCache):
         :raises StoreFull: the key is new and there are as many live records as the threshold, or as many bytes.
         """
         before, old = self._cache.get(key, (None, b""))
-        if before is None:
+        if before is None and self._full(len(value)):
             self._make_room(len(value), now)
         self._bytes += len(value) - len(old)
         self._cache[key] = (expires, value)
@@ -111,8 +112,6 @@ class RecordCache(SimpleCache):
 
     def _make_room(self, size: int, now: int) -> None:
         """Let a new record of ``size`` bytes fit in."""
-        if self._expiries.due(now):
-            self.drop_expired(now)
         while full := self._full(size):
             if not self.drop_expired(now) and not self._drop_one():
                 raise StoreFull(f"the memory store holds its limit of {full}, shorten IDEMPOTENCY_TTL or use Redis")
@@ -152,6 +151,7 @@ class MemoryTable:
         self._notes: dict[str, bytes] = {}
         self._by_age: list[str] = []  # the keys in order of their first record, while they are read page by page
         self._to_drop: list[str] = []  # the keys that are looked at, part by part
+        self._sweep_at = 0
         backend.may_drop = lambda key: not self._ledger.owes(key) and self.may_drop(key)
 
     def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
@@ -168,13 +168,16 @@ class MemoryTable:
         """See :class:`~flask_idempotent.stores.table.Table`. There is nothing to give back."""
 
     def put(self, key: str, record: bytes, expires: int, now: int) -> None:
-        """See :class:`~flask_idempotent.stores.table.Rows`."""
-        self._ledger.sweep(now)
+        """See :class:`~flask_idempotent.stores.table.Rows`. Removes some of what has expired in passing."""
+        if now >= self._sweep_at:
+            self._sweep(now)
         self._backend.put(key, record, expires, now)
 
     def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        self.put(key, record, expires, now)
+        if now >= self._sweep_at:
+            self._sweep(now)
+        self._backend.put(key, record, expires, now)
         return True
 
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:
@@ -245,6 +248,11 @@ class MemoryTable:
     def recall(self, name: str) -> bytes | None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
         return self._notes.get(name)
+
+    def _sweep(self, now: int) -> None:
+        debts_left = self._ledger.sweep(now)
+        records_left = self._backend.drop_expired(now) == SWEPT
+        self._sweep_at = now if debts_left or records_left else now + SWEEP_MS
 
     def _is_copy(self, key: str, now: int) -> bool:
         """Whether a record is settled, or a claim whose lease is over."""

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from flask_idempotent.core.guard import Guard, Occurrence, Outcome, Run, Unprotected
+from flask_idempotent.core.guard import Guard, Occurrence, Outcome, Unprotected
 from flask_idempotent.core.machine import Busy, Mismatch, Replay, Unknown
 from flask_idempotent.core.record import HEAD_SIZE, NewerRecord, State, StoredResponse, UnreadableRecord, read_head
 from flask_idempotent.core.store import Claim, Found, Gone, OnOutage, StoreError, StoreFull, Terms, TimedOut
@@ -109,16 +109,16 @@ def test_a_mismatch_leaves_the_original_answer_intact(worker: Worker, store: Mem
 def test_a_failure_lets_the_same_request_run_again_under_a_higher_attempt(worker: Worker, other: Worker) -> None:
     assert worker.guard.fail(worker.run())
     again = other.run()
-    assert again.claim.attempt == 2
+    assert again.attempt == 2
     assert other.guard.fail(again)
-    assert worker.run(terms=TERMS._replace(resume=False)).claim.attempt == 3
+    assert worker.run(terms=TERMS._replace(resume=False)).attempt == 3
     assert worker.outcomes == [Outcome.CLAIMED, Outcome.FAILED, Outcome.CLAIMED]
 
 
 def test_a_refusal_frees_the_key_for_any_request(worker: Worker, other: Worker, store: MemoryStore) -> None:
     assert worker.guard.forget(worker.run())
     assert store.get("k") is None
-    assert other.run(fingerprint=OTHER_REQUEST).claim.attempt == 1
+    assert other.run(fingerprint=OTHER_REQUEST).attempt == 1
     assert worker.outcomes == [Outcome.CLAIMED, Outcome.RELEASED]
 
 
@@ -127,7 +127,7 @@ def test_an_outcome_is_replayed_until_its_ttl_ends_and_not_longer(worker: Worker
     clock.advance(TERMS.ttl_ms - 1)
     assert worker.begin() == Replay(CREATED)
     clock.advance(1)
-    assert worker.run(fingerprint=OTHER_REQUEST).claim.attempt == 1
+    assert worker.run(fingerprint=OTHER_REQUEST).attempt == 1
 
 
 def test_an_outcomes_own_ttl_counts_from_its_end(worker: Worker, clock: Clock) -> None:
@@ -137,7 +137,7 @@ def test_an_outcomes_own_ttl_counts_from_its_end(worker: Worker, clock: Clock) -
     clock.advance(4_999)
     assert worker.begin() == Replay(CREATED)
     clock.advance(1)
-    assert isinstance(worker.begin(), Run)
+    assert isinstance(worker.begin(), Claim)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_dead_worker_blocks_its_key_for_one_lease(worker: Worker, other: Worke
     clock.advance(TERMS.lease_ms - 1)
     assert other.begin() == Busy()
     clock.advance(1)
-    assert other.run().claim.attempt == 2
+    assert other.run().attempt == 2
 
 
 def test_a_route_that_does_not_guess_says_that_the_outcome_is_unknown(
@@ -230,7 +230,7 @@ def test_a_view_that_outlives_even_its_record_is_still_recorded(how: str, worker
     clock.advance(TERMS.ttl_ms + TERMS.lease_ms)
     assert worker.end(how, run)
     begun = worker.begin()
-    assert begun == Replay(CREATED) if how == "finish" else isinstance(begun, Run)
+    assert begun == Replay(CREATED) if how == "finish" else isinstance(begun, Claim)
 
 
 # The heartbeat
@@ -241,8 +241,8 @@ def test_only_a_request_that_runs_has_its_lease_renewed_and_only_while_it_runs(w
     run = worker.run()
     assert other.begin() == Busy()
     assert other.begin(fingerprint=OTHER_REQUEST) == Mismatch()
-    assert worker.heartbeat.claims == {run.claim.owner: run.claim}
-    assert run.claim.attempt == 2, "a renewal that puts a lost record back must not forget the attempts"
+    assert worker.heartbeat.claims == {run.owner: run}
+    assert run.attempt == 2, "a renewal that puts a lost record back must not forget the attempts"
     assert other.heartbeat.claims == {}
 
 
@@ -266,7 +266,7 @@ def test_a_view_that_cannot_start_leaves_its_key_free(
     with pytest.raises(RuntimeError):
         worker.begin()
     assert not worker.heartbeat.claims
-    assert other.run(fingerprint=OTHER_REQUEST).claim.attempt == 1
+    assert other.run(fingerprint=OTHER_REQUEST).attempt == 1
 
 
 class Recording:
@@ -326,7 +326,7 @@ def test_the_real_heartbeat_keeps_a_real_lease(monkeypatch: pytest.MonkeyPatch) 
     terms = TERMS._replace(lease_ms=30)
     guard = Guard(store, lambda *_: None)
     run = guard.begin("k", REQUEST, terms)
-    assert isinstance(run, Run)
+    assert isinstance(run, Claim)
     for _ in range(5):
         clock.advance(29)
         until(lambda: read_head(store.get("k") or b"").deadline == clock.now + 30)
@@ -353,9 +353,9 @@ def test_a_guard_that_is_closed_renews_nothing_gives_back_the_store_and_can_begi
 def test_every_request_has_an_unpredictable_token_of_its_own(store: MemoryStore) -> None:
     guard = Guard(store, lambda *_: None)
     runs = [guard.begin(f"k{n}", REQUEST, TERMS) for n in range(200)]
-    owners = {run.claim.owner for run in runs if isinstance(run, Run)}
+    owners = {run.owner for run in runs if isinstance(run, Claim)}
     for run in runs:
-        assert isinstance(run, Run)
+        assert isinstance(run, Claim)
         guard.forget(run)
     assert len(owners) == 200
     assert {len(owner) for owner in owners} == {16}
@@ -363,7 +363,7 @@ def test_every_request_has_an_unpredictable_token_of_its_own(store: MemoryStore)
 
 
 def test_a_test_may_choose_the_tokens(store: MemoryStore) -> None:
-    assert Worker(store, token=lambda: b"0123456789abcdef").run().claim.owner == b"0123456789abcdef"
+    assert Worker(store, token=lambda: b"0123456789abcdef").run().owner == b"0123456789abcdef"
 
 
 # Waiting
@@ -480,7 +480,7 @@ def test_of_many_requests_at_once_exactly_one_runs(store: MemoryStore) -> None:
     with ThreadPoolExecutor(threads) as pool:
         told = [future.result(timeout=30) for future in [pool.submit(requests) for _ in range(threads)]]
     for answers in zip(*told, strict=True):
-        assert sum(isinstance(answer, Run) for answer in answers) == 1
+        assert sum(isinstance(answer, Claim) for answer in answers) == 1
         assert answers.count(Busy()) == threads - 1
 
 
@@ -491,7 +491,7 @@ def test_a_hundred_duplicates_that_wait_get_the_answer_of_the_one_that_runs(stor
         worker = Worker(store)
         abreast.wait(timeout=10)
         begun = worker.begin(terms=WAITING)
-        if isinstance(begun, Run):
+        if isinstance(begun, Claim):
             until(lambda: waits(store))
             worker.finish(begun)
         return begun
@@ -499,7 +499,7 @@ def test_a_hundred_duplicates_that_wait_get_the_answer_of_the_one_that_runs(stor
     with ThreadPoolExecutor(100) as pool:
         answers = [future.result(timeout=30) for future in [pool.submit(request) for _ in range(100)]]
     assert answers.count(Replay(CREATED)) == 99
-    assert sum(isinstance(answer, Run) for answer in answers) == 1
+    assert sum(isinstance(answer, Claim) for answer in answers) == 1
 
 
 # A store that fails
@@ -558,7 +558,7 @@ def test_a_finished_view_never_turns_into_an_error_because_its_answer_cannot_be_
     assert Outcome.UNRECORDED in worker.outcomes
     assert not worker.heartbeat.claims
     assert worker.begin(fingerprint=OTHER_REQUEST) == Mismatch()
-    assert worker.run().claim.attempt == 2
+    assert worker.run().attempt == 2
 
 
 @pytest.mark.parametrize("policy", [OnOutage.LOCAL, OnOutage.REJECT])
@@ -604,7 +604,7 @@ def test_a_full_store_takes_no_new_key_and_keeps_the_old_ones(clock: Clock) -> N
     assert worker.begin("running") == Busy()
     assert worker.finish(running)
     clock.advance(TERMS.ttl_ms)
-    assert isinstance(worker.begin("new"), Run)
+    assert isinstance(worker.begin("new"), Claim)
 
 
 def test_one_lease_that_cannot_be_renewed_does_not_cost_the_others_theirs(clock: Clock) -> None:
@@ -690,14 +690,10 @@ class Entry:
 class Started:
     """A run as its worker sees it: alive until it ends, its lease as good as its last renewal."""
 
-    run: Run
+    claim: Claim
     worker: Worker
     lease_end: int
     alive: bool = True
-
-    @property
-    def claim(self) -> Claim:
-        return self.run.claim
 
 
 @dataclass
@@ -754,12 +750,12 @@ class GuardHistory(RuleBasedStateMachine):
         if isinstance(told, Replay):
             stored = dict(told.response.headers)
             assert (stored["key"], stored["request"]) == (key, str(REQUESTS.index(fingerprint)))
-        if not isinstance(told, Run):
+        if not isinstance(told, Claim):
             assert entry is not None
             assert told == self._verdict(entry, fingerprint, resume)
             return multiple()
         assert entry is None or self._verdict(entry, fingerprint, resume) is None
-        assert told.claim.attempt == (entry.attempt + 1 if entry else 1)
+        assert told.attempt == (entry.attempt + 1 if entry else 1)
         started = Started(told, self.workers[worker], now + lease_ms)
         self.started.append(started)
         self.model.entries[key] = self._pending(started, fingerprint, max(lease_ms, ttl_ms))
@@ -816,7 +812,7 @@ class GuardHistory(RuleBasedStateMachine):
         claim, now = started.claim, self.clock.now
         told = (("key", claim.key), ("request", str(REQUESTS.index(claim.fingerprint))))
         response = StoredResponse("200 OK", told, claim.owner)
-        written = started.worker.finish(started.run, response, ttl_ms)
+        written = started.worker.finish(started.claim, response, ttl_ms)
         assert written is self._may_write(started)
         if written:
             self.model.entries[claim.key] = Entry(
@@ -828,9 +824,9 @@ class GuardHistory(RuleBasedStateMachine):
     def fail(self, started: Started) -> None:
         self._failed(started, started.worker.guard.fail)
 
-    def _failed(self, started: Started, end: Callable[[Run], bool]) -> None:
+    def _failed(self, started: Started, end: Callable[[Claim], bool]) -> None:
         claim, now = started.claim, self.clock.now
-        written = end(started.run)
+        written = end(started.claim)
         assert written is self._may_write(started)
         if written:
             entry = self.model.find(claim.key, now)
@@ -842,7 +838,7 @@ class GuardHistory(RuleBasedStateMachine):
         if started.claim.attempt > 1:  # an earlier attempt may have done something
             self._failed(started, started.worker.guard.forget)
             return
-        written = started.worker.guard.forget(started.run)
+        written = started.worker.guard.forget(started.claim)
         assert written is self._may_write(started)
         if written:
             self.model.entries.pop(started.claim.key, None)

@@ -6,7 +6,7 @@ import re
 import string
 import time
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import http_sfv
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flask_idempotent.core.digest import combine
-from flask_idempotent.core.key import InvalidKey, Scope, parse, storage_key
+from flask_idempotent.core.key import InvalidKey, parse, scoped, storage_key
 
 from .helpers import moderate
 
@@ -217,6 +217,17 @@ def test_a_value_made_to_be_slow_is_refused_at_once(raw: str) -> None:
 
 
 # The storage key
+
+
+class Scope(NamedTuple):
+    app: str
+    method: str
+    path: str
+    principal: bytes
+
+    def digest(self, key: str) -> bytes:
+        return scoped(*self, key)
+
 
 SCOPE = Scope("shop", "POST", "/orders", b"alice")
 

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
 
 from flask_idempotent.core import lease
+from flask_idempotent.core.forks import PerProcess
 from flask_idempotent.core.lease import Heartbeat
 from flask_idempotent.core.store import Claim, StoreError
 
@@ -70,8 +72,13 @@ class World:
         self.clock = Seconds()
         self.store = Notes()
         self.lost: list[Claim] = []
-        self.heartbeat = Heartbeat(self.store, lost or self.lost.append, self.clock)  # type: ignore[arg-type]
+        make = partial(Heartbeat, self.store, lost or self.lost.append, self.clock)  # type: ignore[arg-type]
+        self._heartbeats = PerProcess(make)
         self._claims: list[Claim] = []
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        return self._heartbeats()
 
     def add(self, key: str, **terms: Any) -> Claim:
         claim = a_claim(key, owner=os.urandom(16), **{"lease_ms": LEASE_MS} | terms)
@@ -232,7 +239,7 @@ def test_a_late_word_about_a_request_that_has_ended_is_no_loss(world: World) -> 
     assert world.store.entered.wait(10)
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(world.heartbeat.discard, claim)
-        until(lambda: claim.owner not in world.heartbeat._pulse()._due)
+        until(lambda: claim.owner not in world.heartbeat._due)
         world.store.may_go.set()
         ended.result(timeout=10)
     world.beat()

@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from flask_idempotent.core import guard as guard_module
-from flask_idempotent.core.guard import Guard, Occurrence, Outcome, Run
+from flask_idempotent.core.guard import Guard, Occurrence, Outcome
 from flask_idempotent.core.record import StoredResponse
 from flask_idempotent.core.store import Claim, Store, Terms
 from flask_idempotent.stores.memory import MemoryStore, RecordCache
@@ -55,6 +55,7 @@ class Worker:
 
         with patch.object(guard_module, "Heartbeat", make):
             self.guard = Guard(store, lambda *told: self.seen.append(Occurrence(*told)), **options)
+            self.guard._heartbeats()  # made when first needed
         (self.heartbeat,) = beats
 
     @property
@@ -64,16 +65,16 @@ class Worker:
     def begin(self, key: str = "k", fingerprint: bytes = REQUEST, terms: Terms = TERMS) -> Any:
         return self.guard.begin(key, fingerprint, terms)
 
-    def run(self, key: str = "k", fingerprint: bytes = REQUEST, terms: Terms = TERMS) -> Run:
+    def run(self, key: str = "k", fingerprint: bytes = REQUEST, terms: Terms = TERMS) -> Claim:
         """Begin a request that must get its key."""
         begun = self.guard.begin(key, fingerprint, terms)
-        assert isinstance(begun, Run), begun
+        assert isinstance(begun, Claim), begun
         return begun
 
-    def finish(self, run: Run, response: StoredResponse = CREATED, ttl_ms: int | None = None) -> bool:
-        return self.guard.finish(run, response, run.claim.terms.ttl_ms if ttl_ms is None else ttl_ms, 1024)
+    def finish(self, run: Claim, response: StoredResponse = CREATED, ttl_ms: int | None = None) -> bool:
+        return self.guard.finish(run, response, run.terms.ttl_ms if ttl_ms is None else ttl_ms, 1024)
 
-    def end(self, how: str, run: Run) -> bool:
+    def end(self, how: str, run: Claim) -> bool:
         """Finish, fail or forget, by name."""
         return self.finish(run) if how == "finish" else bool(getattr(self.guard, how)(run))
 

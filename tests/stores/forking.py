@@ -18,9 +18,9 @@ from itertools import count
 
 import redis
 
-from flask_idempotent.core.guard import Guard, Run
+from flask_idempotent.core.guard import Guard
 from flask_idempotent.core.record import StoredResponse
-from flask_idempotent.core.store import Terms
+from flask_idempotent.core.store import Claim, Terms
 from flask_idempotent.stores.addresses import nodes_behind
 from flask_idempotent.stores.redis import RedisStore
 
@@ -32,10 +32,10 @@ ALARM_SECONDS = 10
 
 def request(guard: Guard, key: str) -> None:
     """One request's way, and a short wait for another one."""
-    run = guard.begin(key, SAME, Terms(lease_ms=30, ttl_ms=TTL))
-    assert isinstance(run, Run)
+    claim = guard.begin(key, SAME, Terms(lease_ms=30, ttl_ms=TTL))
+    assert isinstance(claim, Claim)
     guard.store.wait(key, 1)
-    assert guard.finish(run, StoredResponse("200 OK", (), b"made"), TTL, 1024)
+    assert guard.finish(claim, StoredResponse("200 OK", (), b"made"), TTL, 1024)
 
 
 def child(guard: Guard) -> int:

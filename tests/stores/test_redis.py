@@ -14,7 +14,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from flask_idempotent.core.key import Scope, storage_key
+from flask_idempotent.core.key import scoped, storage_key
 from flask_idempotent.core.machine import Replay, judge
 from flask_idempotent.core.record import HEAD_SIZE, State, read_head
 from flask_idempotent.core.store import Claimed, Found, Gone, Store, StoreError
@@ -77,8 +77,8 @@ def test_deadlines_are_by_the_servers_clock(store: Store, server: redis.Redis) -
 
 
 def test_nothing_on_the_server_tells_the_key_the_caller_or_the_path(store: Store, server: redis.Redis) -> None:
-    scope = Scope("shop", "POST", "/orders/secret-path", b"alice@example.com")
-    key = storage_key("idempotency:", scope.digest("client-key-42"))
+    digest = scoped("shop", "POST", "/orders/secret-path", b"alice@example.com", "client-key-42")
+    key = storage_key("idempotency:", digest)
     mine = claim_of(key=key)
     for event in ("claim", "renew", "complete"):
         do(store, event, mine)
