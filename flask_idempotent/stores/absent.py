@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..core.store import FIRST, Claim, Claimed, Found, Gone, Report, StoreError, TimedOut
-from .tier import Copies, Debt
+from .tier import Copies, Debt, MayDrop
 
 
 class NoTier:
@@ -15,7 +15,7 @@ class NoTier:
     What Redis cannot be told is lost, so whoever would have to keep it raises instead.
     """
 
-    keeps = False
+    keeps = keeps_early = False
 
     def __init__(self) -> None:
         self._notes: dict[str, bytes] = {}
@@ -35,7 +35,7 @@ class NoTier:
         """
         return _told(owed)
 
-    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+    def complete_early(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         """Nothing is kept here."""
         return False
 
@@ -150,7 +150,7 @@ class NoTier:
         """Nobody else uses this tier."""
         return True
 
-    def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
+    def allow_dropping(self, may_drop: MayDrop) -> None:
         """There is nothing to drop."""
 
     def now(self) -> int:

@@ -23,7 +23,7 @@ class Contact:
     """The contact of one process. A forked one has a contact, and locks and a thread, of its own.
 
     :param indebted: running claims of the process that Redis may not know as they are.
-    :param missed: keys of which Redis knows the outcome, and the local tier could not be told.
+    :param missed: keys whose record here could not be brought in line with what Redis knows.
     """
 
     breaker: Breaker

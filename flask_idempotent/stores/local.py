@@ -14,7 +14,7 @@ from ..core.record import ATTEMPT, OWNER_SIZE, State, is_running
 from ..core.steps import journal_key
 from ..core.store import FIRST, TAKEOVER_MS, Claim, Claimed, Found, Gone, Report, StoreError, StoreFull, TimedOut
 from .table import Rows, Table
-from .tier import Copies, Debt, LocalTier
+from .tier import Copies, Debt, LocalTier, MayDrop
 
 __all__ = ["Debt", "LocalStore", "LocalTier"]
 
@@ -32,6 +32,7 @@ class LocalStore:
 
     host_wide: ClassVar[bool] = False  # in its report
     keeps = True
+    keeps_early = False
 
     def __init__(self, table: Table, clock: Callable[[], int]) -> None:
         self._table = table
@@ -61,16 +62,15 @@ class LocalStore:
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
-        if not owed and self.complete_at_once(claim, payload, ttl_ms):
+        if not owed and self._table.at_once(self._complete_at_once, claim, payload, ttl_ms):
+            if self._waiters:
+                self._wake(claim.key)
             return True
         return self._end(Event.COMPLETE, claim, owed, payload, ttl_ms)
 
-    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
-        done = bool(self._table.at_once(self._complete_at_once, claim, payload, ttl_ms))
-        if done and self._waiters:
-            self._wake(claim.key)
-        return done
+    def complete_early(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`. In a process it would save nothing."""
+        return False
 
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
@@ -252,7 +252,7 @@ class LocalStore:
 
         return self._table.run(work)
 
-    def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
+    def allow_dropping(self, may_drop: MayDrop) -> None:
         """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
         self._table.may_drop = may_drop
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 from flask import Flask
 from flask_caching.backends.simplecache import SimpleCache
 
-from ..core.record import HEAD_SIZE, UNDATED_SIZE, State
+from ..core.record import HEAD_SIZE, MARK, UNDATED_SIZE, State
 from ..core.store import StoreFull
 from .expiry import Expiries
 from .ledger import Ledger
 from .local import LocalStore
 from .table import Rows
-from .tier import Debt
+from .tier import Debt, MayDrop
 
 Answer = TypeVar("Answer")
 
@@ -50,7 +50,7 @@ class RecordCache(SimpleCache):
     def __init__(self, threshold: int, limit_bytes: int | None = None) -> None:
         super().__init__(threshold=threshold, default_timeout=0)
         self.lock = self._lock
-        self.may_drop: Callable[[str], bool] = lambda _key: False
+        self.may_drop: MayDrop = lambda _marks: ()
         self._limit_bytes = limit_bytes
         self._bytes = 0
         self._expiries = Expiries[str](self._expiry_of, self._cache.__len__)
@@ -127,7 +127,7 @@ class RecordCache(SimpleCache):
     def _drop_one(self) -> bool:
         """Make room at the expense of a settled record that ``may_drop`` gives up."""
         for key in list(islice(self._settled, DROP_CANDIDATES)):
-            if self.may_drop(key):
+            if self.may_drop({key: self._cache[key][1][MARK]}):
                 return self.remove(key)
             self._settled.move_to_end(key)
         return False
@@ -144,7 +144,7 @@ class MemoryTable:
     """
 
     def __init__(self, backend: RecordCache) -> None:
-        self.may_drop: Callable[[str], bool] = lambda _key: False
+        self.may_drop: MayDrop = lambda _marks: ()
         self._backend = backend
         self.find = backend.find  # see Rows
         self._ledger = Ledger()
@@ -152,7 +152,7 @@ class MemoryTable:
         self._by_age: list[str] = []  # the keys in order of their first record, while they are read page by page
         self._to_drop: list[str] = []  # the keys that are looked at, part by part
         self._sweep_at = 0
-        backend.may_drop = lambda key: not self._ledger.owes(key) and self.may_drop(key)
+        backend.may_drop = self._droppable
 
     def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """See :class:`~flask_idempotent.stores.table.Table`."""
@@ -248,6 +248,9 @@ class MemoryTable:
     def recall(self, name: str) -> bytes | None:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
         return self._notes.get(name)
+
+    def _droppable(self, marks: Mapping[str, bytes]) -> Collection[str]:
+        return self.may_drop({key: mark for key, mark in marks.items() if not self._ledger.owes(key)})
 
     def _sweep(self, now: int) -> None:
         debts_left = self._ledger.sweep(now)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from sqlite3 import Connection
 from typing import Any, Final
 
-from ..core.record import DEADLINE_SIZE, HEAD_SIZE, UNDATED_SIZE, State
+from ..core.record import DEADLINE_SIZE, HEAD_SIZE, MARK, UNDATED_SIZE, State
 from ..core.store import StoreFull
 from .tier import Debt
 
@@ -46,7 +46,9 @@ _COUNT = (
     " - (SELECT count(*) FROM records WHERE settled = 1 AND expires <= :now)"
 )
 _SWEEP = "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records WHERE settled = ? AND expires <= ? LIMIT ?)"
-_CANDIDATES = "SELECT key, expires FROM records WHERE settled = 1 AND expires >= ? ORDER BY expires LIMIT ?"
+_MARK = f"substr(record, {MARK.start + 1}, {MARK.stop - MARK.start})"
+_DROPPABLE = f"SELECT key, expires, {_MARK} FROM records WHERE settled = 1 AND expires >= ? ORDER BY expires LIMIT ?"  # noqa: S608
+_DROP = f"DELETE FROM records WHERE key = ? AND settled = 1 AND {_MARK} = ?"  # noqa: S608 - of constants
 _COPIES = (  # the deadline of a claim is text within its record
     "SELECT rowid, settled OR substr(record, ?, ?) <= ?, EXISTS (SELECT 1 FROM debts WHERE debts.key = records.key)"
     " FROM records WHERE rowid > ? ORDER BY rowid LIMIT ?"
@@ -152,19 +154,20 @@ class SqlRows:
         row = self._execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         return None if row is None else row[0]
 
-    def make_room(self, now: int, may_drop: Callable[[str], bool]) -> bool:
-        """Remove what has expired, or else some settled records without debts; whether that was any.
+    def sweep_more(self, now: int) -> bool:
+        """Remove much of what has expired, to make room; whether that was any."""
+        return self._sweep(now, ROOM) > 0
 
-        :param may_drop: says of a key whether its record may be given up.
-        """
-        if self._sweep(now, ROOM):
-            return True
-        found = self._execute(_CANDIDATES, (self._dropped_at, CANDIDATES)).fetchall()
+    def droppable(self, now: int) -> dict[str, bytes]:
+        """The next settled records without debts, each with its mark."""
+        found = self._execute(_DROPPABLE, (self._dropped_at, CANDIDATES)).fetchall()
         self._dropped_at = found[-1][1] if len(found) == CANDIDATES else 0
-        given_up = [key for key, _ in found if may_drop(key) and not self.is_owed(key, now)]
-        for key in given_up:
-            self.remove(key)
-        return bool(given_up)
+        return {key: mark for key, _, mark in found if not self.is_owed(key, now)}
+
+    def drop_settled(self, marks: Mapping[str, bytes], now: int) -> bool:
+        """Remove records that are still settled as they were, and without debts; whether that was any."""
+        free = [(key, mark) for key, mark in marks.items() if not self.is_owed(key, now)]
+        return sum(self._execute(_DROP, each).rowcount for each in free) > 0
 
     def _sweep(self, now: int, limit: int) -> int:
         return sum(self._execute(_SWEEP, (settled, now, limit)).rowcount for settled in (0, 1))

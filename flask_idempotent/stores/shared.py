@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from ..core.record import is_running
-from ..core.store import TAKEOVER_MS, StoreError, StoreFull
+from ..core.store import TAKEOVER_MS, Claim, StoreError, StoreFull
 from .hostfile import HostFile, check_path, default_path, is_damage
 from .local import LocalStore
 from .rows import NewKeyRefused, SqlRows
 from .sessions import Replaced, Session, Sessions
 from .table import Rows
+from .tier import MayDrop
 
 __all__ = ["SharedStore", "check_path", "default_path"]
 
@@ -80,7 +81,7 @@ class SharedTable:
     """
 
     def __init__(self, file: HostFile, clock: Callable[[], int] | None) -> None:
-        self.may_drop: Callable[[str], bool] = lambda _key: False
+        self.may_drop: MayDrop = lambda _marks: ()
         self._file = file
         self._ahead: float | None = None  # of the host's monotonic clock
         self._sessions = Sessions(self._open)
@@ -184,7 +185,11 @@ class SharedTable:
     def _make_room(self) -> bool:
         """Remove what can be removed; whether that was anything."""
         try:
-            return self._patiently(lambda rows: rows.make_room(self.now(), self.may_drop), reserve=True)
+            if self._patiently(lambda rows: rows.sweep_more(self.now()), reserve=True):
+                return True
+            marks = self._patiently(lambda rows: rows.droppable(self.now()), reserve=True)
+            given_up = {key: marks[key] for key in self.may_drop(marks)}  # which may ask Redis: we hold nothing up
+            return self._patiently(lambda rows: rows.drop_settled(given_up, self.now()), reserve=True)
         except StoreFull:
             return False
 
@@ -237,12 +242,25 @@ class SharedStore(LocalStore):
     """
 
     host_wide = True
+    keeps_early = True
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES, *, clock: Callable[[], int] | None = None) -> None:
         self.path = path
         table = SharedTable(HostFile(path, limit_bytes), clock)
         super().__init__(table, table.now)
         self._polled_at = 0.0
+
+    def complete_early(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`."""
+        done = bool(self._table.at_once(self._complete_early, claim, payload, ttl_ms))
+        if done and self._waiters:
+            self._wake(claim.key)
+        return done
+
+    def _complete_early(self, rows: SqlRows, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        now = self._clock()
+        lasts = is_running(rows.find(claim.key, now)[0] or b"", now)
+        return lasts and self._complete_at_once(rows, claim, payload, ttl_ms)
 
     def _rest(self, changed: threading.Event, deadline: float) -> None:
         """Other processes do not tell when they end a request: look again, and again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from .tier import Debt
+from .tier import Debt, MayDrop
 
 Answer = TypeVar("Answer")
 
@@ -75,10 +75,10 @@ class Rows(Protocol):
 class Table(Protocol):
     """A place for rows.
 
-    :param may_drop: says of a key whether its settled record may be given up to make room.
+    :param may_drop: says which settled records may be given up to make room.
     """
 
-    may_drop: Callable[[str], bool]
+    may_drop: MayDrop
 
     def run(self, work: Callable[[Rows], Answer], *, writes: bool = True, settles: bool = False) -> Answer:
         """Do some work on the rows in one transaction: nobody sees half of it, and an error undoes it.

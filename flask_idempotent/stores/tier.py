@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from ..core.store import Claim, Claimed, Found, Store
@@ -37,6 +37,9 @@ class Copies(NamedTuple):
     before: int | None
 
 
+MayDrop = Callable[[Mapping[str, bytes]], Collection[str]]
+
+
 class LocalTier(Store, Protocol):
     """A store that can stand before Redis.
 
@@ -48,6 +51,10 @@ class LocalTier(Store, Protocol):
     def keeps(self) -> bool:
         """Whether records are kept here at all."""
 
+    @property
+    def keeps_early(self) -> bool:
+        """Whether it is worth while to complete early."""
+
     def claim(self, claim: Claim, *, owed: bool = False) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`."""
 
@@ -57,8 +64,10 @@ class LocalTier(Store, Protocol):
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
 
-    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """Complete where that takes one short step. False where it would not, and nothing was done."""
+    def complete_early(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """Complete before Redis has agreed, where it is sure to: while the lease lasts. False where it is over, or this
+        would take long, and nothing was done.
+        """
 
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -132,8 +141,10 @@ class LocalTier(Store, Protocol):
         :return: False while it is another's turn.
         """
 
-    def allow_dropping(self, may_drop: Callable[[str], bool]) -> None:
-        """When full, give up settled records without debts for whose key ``may_drop`` is true.
+    def allow_dropping(self, may_drop: MayDrop) -> None:
+        """When full, give up settled records without debts that ``may_drop`` names.
 
         Without it, and where there are none, a full store refuses new keys.
+
+        :param may_drop: given some records' marks by their keys, tells which of them Redis has as they are.
         """

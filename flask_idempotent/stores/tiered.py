@@ -7,7 +7,7 @@ written to Redis when Redis is back.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from os import getpid
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, is_runnin
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
 from .contact import Contact, NotAsked
+from .early import EarlyOutcome
 from .local import LocalTier
 from .recovery import Recovery
 from .redis import RedisStore
@@ -38,7 +39,7 @@ class TieredStore:
         self._shared = shared
         self._notify = notify
         self._contact = PerProcess(self._new_contact)
-        local.allow_dropping(self._is_copy)
+        local.allow_dropping(self._copies_among)
 
     def _new_contact(self) -> Contact:
         recovery = Recovery(self._local, self._shared, lambda key: self._notify(Outcome.DUPLICATED, key))
@@ -55,9 +56,7 @@ class TieredStore:
         missed = self._contact().missed
         for key in list(missed):
             try:
-                theirs = self._shared.peek(key)
-                if theirs is not None:
-                    self._adopt(key, theirs)
+                self._catch_up(key, self._shared.peek(key))
             except StoreError as error:
                 if error.outage:
                     raise
@@ -68,6 +67,14 @@ class TieredStore:
             recovery.is_blocked = False
             self._contact().breaker.hurry()
         return owed
+
+    def _catch_up(self, key: str, theirs: Found | None) -> None:
+        """Keep the outcome that Redis has, and none that it has not."""
+        if theirs is not None and self._adopt(key, theirs):
+            return
+        mine = self._local.peek(key)
+        if mine is not None and mine.record[1:2] == State.DONE.value:
+            self._local.drop(key, mine.record)
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
@@ -118,29 +125,10 @@ class TieredStore:
         return [here and there for here, there in zip(kept, agreed, strict=True)]
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later.
-
-        It is kept here while Redis' answer is on its way, which nearly always agrees.
-        """
-        contact = self._contact[getpid()]
-        if claim.owner in contact.indebted or not self._local.keeps:
-            return self._end(claim, "complete", payload, ttl_ms)
-        kept = False
-
-        def keep() -> None:
-            nonlocal kept
-            try:
-                kept = kept or self._local.complete_at_once(claim, payload, ttl_ms)
-            except StoreError:  # there is time for it later
-                return
-
-        try:
-            told = contact.tell(self._shared.complete, claim, payload, ttl_ms, keep)
-            if kept and told is not None and told[0]:
-                return True
-            return self._keep(contact, claim, told, "complete", payload, ttl_ms)
-        finally:
-            contact.indebted.discard(claim.owner)
+        """See :class:`~flask_idempotent.core.store.Store`. Without Redis the outcome is kept here and written later."""
+        if self._local.keeps_early and claim.owner not in self._contact[getpid()].indebted:
+            return self._complete_meanwhile(claim, payload, ttl_ms)
+        return self._end(claim, "complete", payload, ttl_ms)
 
     def fail(self, claim: Claim) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`."""
@@ -344,6 +332,21 @@ class TieredStore:
         finally:
             contact.indebted.discard(claim.owner)
 
+    def _complete_meanwhile(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
+        """Complete here while Redis' answer is on its way, which nearly always agrees."""
+        contact, early = self._contact[getpid()], EarlyOutcome(self._local, claim, payload, ttl_ms)
+        try:
+            told = contact.tell(self._shared.complete, claim, payload, ttl_ms, early.write)
+            if early.is_kept and told is not None and told[0]:
+                return True
+            return self._keep(contact, claim, told, "complete", payload, ttl_ms)
+        except BaseException:  # a greenlet may be killed here, too
+            if not early.undo():
+                contact.missed.add(claim.key)
+            raise
+        finally:
+            contact.indebted.discard(claim.owner)
+
     def _write(self, contact: Contact, claim: Claim, how: str, *args: Any) -> bool:
         """Write to both tiers: to Redis first, so that what it misses is noted together with what is kept here.
 
@@ -386,9 +389,18 @@ class TieredStore:
         self._local.owe(claim)
         contact.breaker.probe()
 
-    def _is_copy(self, key: str) -> bool:
-        """Whether a full local tier may drop a settled record: Redis has it, too, and can be asked."""
-        return self._contact().breaker.reason is None
+    def _copies_among(self, marks: Mapping[str, bytes]) -> Collection[str]:
+        """Which settled records a full local tier may drop: Redis has them, too, and can be asked. Where outcomes are
+        written early, that is not certain before it was asked.
+        """
+        contact = self._contact()
+        if contact.breaker.reason is not None:
+            return ()
+        if not self._local.keeps_early:
+            return marks
+        told = contact.tell(self._shared.marks, list(marks))
+        there = told[0] if told is not None else ()
+        return [key for (key, mark), known in zip(marks.items(), there, strict=False) if known == mark]
 
 
 def _is_over(found: Found, claim: Claim) -> bool:

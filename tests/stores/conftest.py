@@ -57,7 +57,7 @@ class Worker:
 
     store: TieredStore
     link: Link
-    local: MemoryStore = field(repr=False)
+    local: LocalStore = field(repr=False)
     shared: RedisStore = field(repr=False)
 
 
@@ -226,9 +226,10 @@ def worker(
         threshold: int = 1000,
         of: type[RedisStore] = RedisStore,
         local_of: type[MemoryStore] = MemoryStore,
+        local: LocalStore | None = None,
     ) -> Worker:
         link = Link(redis_server.port)
-        local, shared = memory(threshold, of=local_of), connect(link.port, timeout, of=of)
+        local, shared = local or memory(threshold, of=local_of), connect(link.port, timeout, of=of)
         workers.append(Worker(TieredStore(local, shared), link, local, shared))
         return workers[-1]
 

@@ -328,7 +328,7 @@ def test_a_full_tier_gives_up_settled_records_that_may_be_dropped_and_no_others(
     third = filled(small) // 3
     for number in range(third):
         small.owe(claim_of(key=numbered(number)))
-    small.allow_dropping(lambda key: not numbered(third) <= key < numbered(2 * third))
+    small.allow_dropping(lambda marks: [key for key in marks if not numbered(third) <= key < numbered(2 * third)])
     running = record_of(State.PENDING) + bytes(1000)
     given = until_full(lambda number: small.set(numbered(1000 + number), running, TTL))
     assert third // 2 < given <= third + 5
@@ -342,7 +342,7 @@ def test_a_full_tier_that_may_drop_nothing_refuses_new_keys_and_lets_the_others_
     for claim in running:
         small.claim(claim)
     filled(small)
-    small.allow_dropping(lambda _key: False)
+    small.allow_dropping(lambda _marks: ())
     with pytest.raises(StoreFull) as caught:
         small.claim(claim_of(OTHER, "idempotency:{new}"))
     assert caught.value.outage is False
@@ -369,7 +369,7 @@ def test_a_full_tier_puts_no_lost_record_back_but_nobody_else_has_the_key(small:
 def test_what_has_expired_makes_room_first(small: LocalTier, clock: Clock) -> None:
     held = filled(small)
     asked: list[str] = []
-    small.allow_dropping(lambda key: not asked.append(key))
+    small.allow_dropping(lambda marks: asked.extend(marks) or marks)
     clock.advance(TTL + held // 2)
     for number in range(1000, 1000 + held // 4):
         small.set(numbered(number), record_of(State.DONE) + bytes(1000), TTL)

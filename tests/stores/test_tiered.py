@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
@@ -22,7 +21,7 @@ from flask_idempotent.stores.redis import RedisStore
 from flask_idempotent.stores.tiered import TieredStore
 
 from ..servers.standalone import RedisProcess
-from .conftest import Connect, Worker, memory
+from .conftest import Connect, memory
 from .making import DIFFERENT, KEY, ME, OTHER, SAME, THIRD, TTL, alive, at_once, claim_of, eventually, payload_of
 from .test_contract import do
 from .working import Workers, answered_by, cut_off, finish, head_in, key_of, recovered
@@ -354,81 +353,6 @@ def test_what_redis_refused_to_a_late_worker_is_not_replayed_here(worker: Worker
     assert answered_by(other) == answered_by(late) == OTHER
 
 
-# The outcome is kept here while Redis' answer is on its way
-
-
-class Noting(MemoryStore):
-    """A local tier that notes what was kept before Redis had agreed to it."""
-
-    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        self.early = super().complete_at_once(claim, payload, ttl_ms)
-        return self.early
-
-
-class Busy(MemoryStore):
-    """A local tier that cannot do anything at once, like a file to which another process is writing."""
-
-    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        return False
-
-
-def test_an_outcome_is_here_before_redis_has_answered_and_owed_when_it_has_not(
-    worker: Workers, server: redis.Redis
-) -> None:
-    one = worker()
-    mine = claim_of()
-    one.store.claim(mine)
-    one.link.freeze()
-    with ThreadPoolExecutor(1) as pool:
-        ended = pool.submit(one.store.complete, mine, payload_of(mine, ME), TTL)
-        eventually(lambda: answered_by(one) == ME if head_here(one) == State.DONE else False)
-        assert not ended.done(), "Redis is still being waited for"
-        assert not one.local.is_owed(KEY)
-        assert ended.result(10) is True
-    assert one.local.is_owed(KEY)
-    assert head_in(server) == (State.PENDING, ME)
-    recovered(one)
-    assert head_in(server) == (State.DONE, ME)
-
-
-def test_an_outcome_that_redis_refuses_is_here_no_longer(worker: Workers) -> None:
-    late, other = worker(local_of=Noting), worker()
-    mine = claim_of(lease_ms=1)
-    late.store.claim(mine)
-    eventually(lambda: isinstance(other.store.claim(claim_of(OTHER)), Claimed))
-    assert late.store.complete(mine, payload_of(mine, ME), TTL) is False
-    assert isinstance(late.local, Noting)
-    assert late.local.early
-    assert late.local.get(KEY) is None
-
-
-def test_an_outcome_that_cannot_be_kept_at_once_is_kept_afterwards(worker: Workers, server: redis.Redis) -> None:
-    one = worker(local_of=Busy)
-    finish(one)
-    assert head_here(one) == State.DONE
-    assert head_in(server) == (State.DONE, ME)
-    cut_off(one)
-    assert answered_by(one) == ME
-
-
-def test_what_redis_was_not_told_of_is_not_kept_before_it_is_told(worker: Workers) -> None:
-    """A claim that is owed: the outcome and its debt go together, whoever dies between them."""
-    one = worker(local_of=Noting)
-    cut_off(one)
-    mine = claim_of()
-    one.store.claim(mine)
-    one.link.open()
-    assert one.store.complete(mine, payload_of(mine, ME), TTL)
-    assert not hasattr(one.local, "early")
-    recovered(one)
-    assert answered_by(worker()) == ME
-
-
-def head_here(one: Worker) -> State | None:
-    record = one.local.get(KEY)
-    return None if record is None else read_head(record).state
-
-
 def test_a_value_that_was_set_is_what_is_read_next(worker: Workers) -> None:
     one = worker()
     one.store.set(KEY, b"old", TTL)
@@ -483,9 +407,6 @@ class Deaf(MemoryStore):
     """A local tier that cannot be told outcomes, like a file that somebody holds."""
 
     def complete(self, claim: Claim, payload: bytes, ttl_ms: int, *, owed: bool = False) -> bool:
-        raise StoreError("the file is held by another process")
-
-    def complete_at_once(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         raise StoreError("the file is held by another process")
 
 
