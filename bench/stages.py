@@ -17,6 +17,7 @@ from flask_idempotent.core import guard
 from flask_idempotent.core.lease import Heartbeat
 from flask_idempotent.stores.local import LocalStore
 from flask_idempotent.stores.redis import RedisStore
+from flask_idempotent.stores.shared import SharedStore
 from flask_idempotent.stores.tiered import TieredStore
 from flask_idempotent.stores.wire import Wire
 from tests.servers.standalone import RedisProcess
@@ -43,7 +44,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     ],
     "outcome packed": [(web, "stored_headers"), (guard, "pack_payload"), (guard.Guard, "finish")],
     "response of a replay": [(web, "replay")],
-    "local tier": [(LocalStore, "claim"), (LocalStore, "complete")],
+    "local tier": [(LocalStore, "claim"), (LocalStore, "complete"), (SharedStore, "complete_early")],
     "both tiers kept in step": [(TieredStore, "claim"), (TieredStore, "complete")],
     "client of Redis": [(RedisStore, "claim"), (RedisStore, "complete")],
 }
