@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Contact:
     """The contact of one process. A forked one has a contact, and locks and a thread, of its own.
 
     :param indebted: running claims of the process that Redis may not know as they are.
+    :param meeting: held while the servers are asked who they are.
     :param missed: keys whose record here could not be brought in line with what Redis knows.
     """
 
@@ -30,6 +32,7 @@ class Contact:
     recovery: Recovery
     indebted: set[bytes] = field(default_factory=set)
     missed: set[str] = field(default_factory=set)
+    meeting: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def is_established(self) -> bool:
@@ -56,8 +59,11 @@ class Contact:
 
         :raises StoreError: they do not answer.
         """
-        if not self.recovery.is_acquainted and self.ask(self.recovery.meet):
-            self.breaker.probe()
+        if self.recovery.is_acquainted:
+            return
+        with self.meeting:  # who has waited for another one's answer knows whether there was one
+            if not self.recovery.is_acquainted and self.ask(self.recovery.meet):
+                self.breaker.probe()
 
     def wait_for_others(self, error: type[StoreError]) -> None:
         """For a route that must not run twice: it does not trust a Redis that was away until other hosts could tell it

@@ -227,6 +227,18 @@ def test_the_breaker_opens_after_two_failures_and_leaves_redis_alone(worker: Wor
     assert time.monotonic() - began < 57 * 0.25
 
 
+def test_many_who_meet_a_silent_redis_at_once_do_not_wait_for_it_one_after_the_other(
+    worker: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that starts while Redis is frozen."""
+    monkeypatch.setattr(breaker, "PROBE_SECONDS", 60)
+    one = worker(timeout=0.25)
+    one.link.freeze()
+    claims = [claim_of(key=key_of(number)) for number in range(30)]
+    assert at_once([partial(one.store.claim, claim) for claim in claims]) == [Claimed(1)] * 30
+    assert one.link.asked(b"INFO") <= 2
+
+
 def test_one_failure_alone_does_not_open_the_breaker(worker: Workers, server: redis.Redis) -> None:
     one = worker()
     one.link.cut()
