@@ -22,7 +22,6 @@ from .core.guard import Guard, Unprotected
 from .core.record import StoredResponse
 from .core.store import Claim
 from .entry import begin
-from .script import ASKS, report_redirect
 from .state import AppState, app_state
 from .streams import Recorder
 from .web import Fate, Readers
@@ -146,8 +145,6 @@ class _Bound(NamedTuple):
 def _answer(context: RequestContext, bound: _Bound, call: Call) -> ResponseReturnValue:
     """One request to a guarded view."""
     app, here, state, settings = context.app, context.request, bound.state, bound.settings
-    if ASKS in here.environ:
-        report_redirect()
     guarded = here.method in settings.methods
     incoming = None
     if guarded:

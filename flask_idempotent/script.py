@@ -7,14 +7,14 @@ import hashlib
 from importlib import resources
 from typing import Final
 
-from flask import Flask, Response, after_this_request, request
+from flask import Flask, Response, request
 from markupsafe import Markup
 
 from .config import Settings
 
 PATH: Final = "/_idempotency/idempotent.js"
 ENDPOINT: Final = "idempotency_script"
-ASKS: Final = "HTTP_IDEMPOTENCY_SCRIPT"  # in the environ of what the script sends for a form
+ASKS_HEADER: Final = "Idempotency-Script"  # on what the script sends for a form
 LOCATION_HEADER: Final = "Idempotency-Location"
 _SEE_OTHER: Final = frozenset({301, 302, 303})  # what a browser follows with GET after a POST; 307 and 308 it repeats
 _YEAR: Final = 365 * 86400
@@ -33,6 +33,7 @@ def install(app: Flask, settings: Settings) -> None:
     elif app.subdomain_matching:
         app.add_url_rule(PATH, ENDPOINT, _serve, subdomain="<_place>")
     app.jinja_env.globals.setdefault("idempotency_script", functools.partial(idempotency_script, settings))
+    app.after_request(report_redirect)
 
 
 def idempotency_script(settings: Settings, nonce: str | None = None) -> Markup:
@@ -55,17 +56,13 @@ def idempotency_script(settings: Settings, nonce: str | None = None) -> Markup:
     return Markup('<script src="{}"{} defer></script>').format(address, attributes)
 
 
-def report_redirect() -> None:
-    """Tell the script where the answer to its present request leads.
+def report_redirect(response: Response) -> Response:
+    """Tell the script where a form's answer leads.
 
     A script cannot follow a redirect to another site, such as a payment page, and sees nothing of it. The redirect
     itself is stored and replayed as it is; only the script's own request gets it in this form.
     """
-    after_this_request(_reported)
-
-
-def _reported(response: Response) -> Response:
-    if response.status_code in _SEE_OTHER and response.location:
+    if response.status_code in _SEE_OTHER and ASKS_HEADER in request.headers and response.location:
         response.headers[LOCATION_HEADER] = response.headers.pop("Location")
         response.status_code = 200
     return response

@@ -16,9 +16,6 @@
  *
  * (A 409 without Retry-After is the view's own. When its replay comes, it is known to be final, and the intent ends.)
  *
- * A form's redirect that comes from somebody before the view, such as the login of a proxy, is none of these: the browser
- * sends the form itself, with its key, and follows it. The intent goes on.
- *
  * Intents are in sessionStorage, so a reload goes on with them. That storage belongs to one tab: another tab has intents
  * of its own. A browser copies it when the user duplicates a tab, and then both go on with the same intents: the form
  * that the second tab shows is the one that the first has sent.
@@ -35,7 +32,7 @@
   const REPLAYED = named.replayed ?? "Idempotent-Replayed";
   const IGNORED = new Set([FIELD, ...(named.ignored ?? "csrf_token").split(" ")]);
 
-  // The view's redirects are reported in a header: fetch could not follow them to another site, nor tell where they lead.
+  // Redirects of a form's answer are reported in a header: fetch could not follow them to another site.
   const REPORT = "Idempotency-Script";
   const LOCATION = "Idempotency-Location";
 
@@ -274,7 +271,6 @@
   const pages = new WeakMap(); // form -> the key that its page came with
   const running = new WeakSet(); // forms that are being sent
   const leaving = new WeakSet(); // … and those of them whose answer leads to another page
-  const byBrowser = new WeakSet(); // … and those that the browser is to send
   const disabled = new WeakMap(); // form -> its buttons that are disabled meanwhile, and what had the focus
 
   // Where and how the browser would send a form; null when this is not a POST within the site and this window.
@@ -332,7 +328,7 @@
     return { name, key: held && !intents.knows(held) ? held : newKey(), page, state: OPEN };
   }
 
-  async function send(form, plan, submitter) {
+  async function send(form, plan) {
     rest(form, false);
     const name = intentOf(form, plan);
     const slot = await formSlot(name, plan);
@@ -345,18 +341,17 @@
     tell(form, "start", { ...about, message: "One moment…" });
     const headers = { [HEADER]: key, [REPORT]: "1", Accept: "application/problem+json, text/html;q=0.9, */*;q=0.8" };
     const body = bodyOf(plan);
-    const request = (signal) => fetch(plan.url, { method: "POST", headers, body, signal, redirect: "manual" });
+    const request = (signal) => fetch(plan.url, { method: "POST", headers, body, signal });
     const outcome = await deliver({ send: request, signal: new AbortController().signal }, options, (news) =>
       tell(form, "retry", { ...about, ...news, message: retryMessage(news) }),
     );
-    if (outcome.response?.type === "opaqueredirect") handOver(form, submitter);
-    else if (outcome.result === "done") await succeed(form, slot, about, outcome.response);
+    if (outcome.result === "done") await succeed(form, slot, about, outcome.response);
     else await fail(form, slot, about, outcome);
   }
 
   async function succeed(form, slot, about, response) {
     const reported = response.headers.get(LOCATION);
-    const location = reported ? new URL(reported, response.url).href : undefined;
+    const location = reported ? new URL(reported, response.url).href : response.redirected ? response.url : undefined;
     const state = "idempotentKeep" in form.dataset ? OPEN : ANSWERED;
     intents.save(slot, { ...intents.read(slot), state, location });
     const message = location ? "Done. One moment…" : "Done.";
@@ -384,21 +379,6 @@
     rest(form);
   }
 
-  // To whoever redirects before the view is asked. A button that is disabled would not be sent.
-  function handOver(form, submitter) {
-    rest(form);
-    byBrowser.add(form);
-    form.requestSubmit(submitter);
-    if (byBrowser.delete(form)) return; // it was not sent: a field is not valid any more
-    rest(form, false);
-    wait(form);
-  }
-
-  function wait(form) {
-    leaving.add(form);
-    setTimeout(() => leaving.has(form) && rest(form), LEAVING);
-  }
-
   // As the browser goes after a redirect: to the web only, and anew even where just the fragment differs.
   function leave(form, target) {
     const url = new URL(target);
@@ -406,7 +386,8 @@
       tell(form, "fail", { message: "The answer leads to an address that cannot be opened." });
       return rest(form);
     }
-    wait(form);
+    leaving.add(form);
+    setTimeout(() => leaving.has(form) && rest(form), LEAVING);
     const [here, there] = [location.href, url.href].map((address) => address.split("#")[0]);
     location.assign(url.href);
     if (here === there && url.hash) location.reload();
@@ -491,13 +472,12 @@
 
   document.addEventListener("submit", (event) => {
     const form = event.target;
-    if (byBrowser.delete(form)) return;
     if (event.defaultPrevented || !form.matches(FORM)) return;
     if (running.has(form)) return event.preventDefault();
     const plan = planOf(form, event.submitter);
     if (!plan) return; // the browser sends it, with the key in its field
     event.preventDefault();
-    send(form, plan, event.submitter).catch((error) => {
+    send(form, plan).catch((error) => {
       rest(form); // a file that cannot be read, say
       tell(form, "fail", { response: null, error, ended: false, message: "This could not be sent. Try again." });
     });

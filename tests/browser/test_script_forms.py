@@ -7,7 +7,6 @@ import uuid
 from email.utils import formatdate
 
 import pytest
-from flask import redirect
 from playwright.sync_api import expect
 
 from .site import NOTE, broken_off, busy
@@ -164,36 +163,6 @@ def test_an_answer_that_leads_back_to_the_page_loads_it_anew(site, page):
     page.wait_for_function("location.hash === '#sent' && !window.mark && document.readyState === 'complete'")
     usable(page)
     assert len(site.runs) == 1
-
-
-@pytest.mark.parametrize("code", [302, 303, 307])
-def test_a_redirect_that_comes_before_the_view_is_followed_by_the_browser_itself(site, page, code):
-    """Such as the login of a proxy on another site, of which the script is told nothing."""
-    draft = '<button name="action" value="draft" formaction="/other?draft">Draft</button>'
-    page.goto(site.form(NOTE + draft))
-    login = page.url.replace("127.0.0.1", "shop.test").partition("/form")[0] + "/done"
-    site.first.extend([lambda: redirect(login, code)] * 2)
-    page.get_by_role("button", name="Draft").click(no_wait_after=True)
-    page.wait_for_url("**/done")
-    assert page.url == login
-    by_script, by_browser = site.asked[:2]
-    assert by_script == by_browser
-    assert (by_browser.path, by_browser.form) == ("/other?draft", [("note", "tea"), ("action", "draft")])
-    assert site.runs == ([by_script.key] if code == 307 else [])  # a 307 has the browser post the form there
-    page.go_back(wait_until="commit")
-    status(page).to_contain_text("Send it again to get it: it counts once.")
-    page.get_by_role("button", name="Draft").click(no_wait_after=True)
-    page.wait_for_url("**/done")
-    assert set(site.keys) == set(site.runs) == {by_script.key}
-
-
-def test_a_view_that_is_reached_on_the_second_try_leads_where_it_would_have_led(site, page):
-    page.goto(site.form())
-    site.first.append(lambda: redirect("/form/0", 303))
-    send(page)
-    page.wait_for_url("**/done")
-    assert len(site.asked) == 2
-    assert len(set(site.keys)) == len(site.runs) == 1
 
 
 def test_an_address_that_is_no_page_is_not_opened(site, page):
