@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..core.store import Claim, StoreError
 from .breaker import Breaker
+from .early import EarlyOutcome
 from .recovery import GRACE_SECONDS, Recovery
 
 Answer = TypeVar("Answer")
@@ -25,13 +26,15 @@ class Contact:
 
     :param indebted: running claims of the process that Redis may not know as they are.
     :param meeting: held while the servers are asked who they are.
-    :param missed: keys whose record here could not be brought in line with what Redis knows.
+    :param missed: keys of which Redis knows the outcome, and the local tier could not be told.
+    :param undone: outcomes that were written early, and could not be taken back.
     """
 
     breaker: Breaker
     recovery: Recovery
     indebted: set[bytes] = field(default_factory=set)
     missed: set[str] = field(default_factory=set)
+    undone: set[EarlyOutcome] = field(default_factory=set)
     meeting: threading.Lock = field(default_factory=threading.Lock)
 
     @property

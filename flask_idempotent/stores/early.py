@@ -1,11 +1,15 @@
-"""An outcome that is written to the local tier while Redis' answer to it is on its way."""
+"""An outcome that is written to the local tier while Redis' answer to it is on its way.
+
+Until that has come, Redis takes the request for running. So whoever finds it like that, when the worker has died since,
+knows that Redis has to be told; and whoever needs room, that this is no copy.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
 
 from ..core.machine import begun, head_of
-from ..core.record import State
+from ..core.record import MARK, State
 from ..core.store import Claim, StoreError
 from .tier import LocalTier
 
@@ -42,8 +46,17 @@ class EarlyOutcome:
         record, expires = begun(claim, now := local.now())
         try:
             taken = local.take(claim.key) if self._tried else None
-            if taken is not None and taken[0].startswith(head_of(claim, State.DONE)):
+            if taken is not None and taken[0].startswith(head_of(claim, State.DONE)) and not local.is_owed(claim.key):
                 local.set(claim.key, record, expires - now)
         except StoreError:
             return False
         return True
+
+
+def is_unanswered(record: bytes, mark: object) -> bool:
+    """Whether Redis takes for running what is done here.
+
+    :param record: the one here, or what of it :data:`~flask_idempotent.core.record.MARK` names, behind one byte.
+    :param mark: what Redis has, as :meth:`~flask_idempotent.stores.writeback.WriteBack.marks` tells it.
+    """
+    return record[1:2] == State.DONE.value and mark == State.PENDING.value + record[MARK][1:]

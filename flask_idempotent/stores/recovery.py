@@ -17,6 +17,7 @@ from typing import Final
 from ..core.record import MARK, OWNER, OWNER_SIZE, NewerRecord, State, UnreadableRecord, read_head
 from ..core.steps import is_journal, merge_journals
 from ..core.store import Claim, StoreError, Terms
+from .early import is_unanswered
 from .local import Debt, LocalTier
 from .redis import RedisStore
 from .writeback import Copy, Restored
@@ -57,6 +58,7 @@ class Recovery:
         self._me = secrets.token_bytes(OWNER_SIZE)
         self.is_behind = False  # whether Redis may lack what this tier holds beside its debts
         self.lacks_latest = False  # whether that may be something recent
+        self._has_looked = False  # for what other workers may have left behind
         self.is_blocked = False  # whether a claim elsewhere was in the way of an outcome that was brought back
         self.trusted_from = float("-inf")  # monotonic seconds; other hosts have brought back theirs by then
 
@@ -69,6 +71,7 @@ class Recovery:
         self.meet()
         if self._servers is None:  # where nobody may tell, it is taken for restarted
             self.is_behind = self.lacks_latest = True
+        self._owe_unanswered()
         return self._pay_all()
 
     def glance(self) -> bool:
@@ -80,6 +83,8 @@ class Recovery:
         self.meet()
         if self.is_behind:
             self._catch_up()
+        if not self._has_looked:
+            self._owe_unanswered()
         return self._local.owed_count() > 0
 
     @property
@@ -123,6 +128,16 @@ class Recovery:
             self._local.remember(_NOTICED, b"%d" % now)
             self._trust_after(now)
             return True
+
+    def _owe_unanswered(self) -> None:
+        """Owe the latest outcomes that were written here before Redis could answer, by workers that may be dead."""
+        self._has_looked = True
+        if not self._local.keeps_early:
+            return
+        latest = [one for one in self._local.copies(0, BATCH).records if _is_record(*one[:2])]
+        for (key, record, left), mark in zip(latest, self._shared.marks([key for key, *_ in latest]), strict=True):
+            if is_unanswered(record, mark):
+                self._local.owe(_holder(Copy(key, record, left)))
 
     def _trust_after(self, noticed: int) -> None:
         """Give the other hosts time from when a restart was noticed, in milliseconds by the tier's clock."""

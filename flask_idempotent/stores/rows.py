@@ -48,7 +48,7 @@ _COUNT = (
 _SWEEP = "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records WHERE settled = ? AND expires <= ? LIMIT ?)"
 _MARK = f"substr(record, {MARK.start + 1}, {MARK.stop - MARK.start})"
 _DROPPABLE = f"SELECT key, expires, {_MARK} FROM records WHERE settled = 1 AND expires >= ? ORDER BY expires LIMIT ?"  # noqa: S608
-_DROP = f"DELETE FROM records WHERE key = ? AND settled = 1 AND {_MARK} = ?"  # noqa: S608 - of constants
+_DROP = f"DELETE FROM records WHERE key = ? AND settled = 1 AND {_MARK} IS ?"  # noqa: S608 - of constants
 _COPIES = (  # the deadline of a claim is text within its record
     "SELECT rowid, settled OR substr(record, ?, ?) <= ?, EXISTS (SELECT 1 FROM debts WHERE debts.key = records.key)"
     " FROM records WHERE rowid > ? ORDER BY rowid LIMIT ?"
@@ -164,10 +164,11 @@ class SqlRows:
         self._dropped_at = found[-1][1] if len(found) == CANDIDATES else 0
         return {key: mark for key, _, mark in found if not self.is_owed(key, now)}
 
-    def drop_settled(self, marks: Mapping[str, bytes], now: int) -> bool:
-        """Remove records that are still settled as they were, and without debts; whether that was any."""
-        free = [(key, mark) for key, mark in marks.items() if not self.is_owed(key, now)]
-        return sum(self._execute(_DROP, each).rowcount for each in free) > 0
+    def drop_settled(self, marks: Mapping[str, bytes], now: int) -> None:
+        """Remove records that are still settled as they were, and without debts."""
+        for key, mark in marks.items():
+            if not self.is_owed(key, now):
+                self._execute(_DROP, (key, mark))
 
     def _sweep(self, now: int, limit: int) -> int:
         return sum(self._execute(_SWEEP, (settled, now, limit)).rowcount for settled in (0, 1))

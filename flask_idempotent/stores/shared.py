@@ -189,7 +189,8 @@ class SharedTable:
                 return True
             marks = self._patiently(lambda rows: rows.droppable(self.now()), reserve=True)
             given_up = {key: marks[key] for key in self.may_drop(marks)}  # which may ask Redis: we hold nothing up
-            return self._patiently(lambda rows: rows.drop_settled(given_up, self.now()), reserve=True)
+            self._patiently(lambda rows: rows.drop_settled(given_up, self.now()), reserve=True)
+            return bool(given_up)  # if not by us, they have been dropped by another worker
         except StoreFull:
             return False
 
@@ -259,7 +260,7 @@ class SharedStore(LocalStore):
 
     def _complete_early(self, rows: SqlRows, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
         now = self._clock()
-        lasts = is_running(rows.find(claim.key, now)[0] or b"", now)
+        lasts = is_running(rows.find(claim.key, now)[0] or b"", now + claim.terms.lease_ms // 2)
         return lasts and self._complete_at_once(rows, claim, payload, ttl_ms)
 
     def _rest(self, changed: threading.Event, deadline: float) -> None:

@@ -65,8 +65,8 @@ class LocalTier(Store, Protocol):
         """See :class:`~flask_idempotent.core.store.Store`."""
 
     def complete_early(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """Complete before Redis has agreed, where it is sure to: while the lease lasts. False where it is over, or this
-        would take long, and nothing was done.
+        """Complete before Redis has agreed, where it is sure to: half of the lease is left, at least. False where it is
+        not, or this would take long, and nothing was done.
         """
 
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:

@@ -18,7 +18,7 @@ from ..core.record import OWNER, NewerRecord, State, UnreadableRecord, is_runnin
 from ..core.store import Claim, Claimed, Found, Gone, OnOutage, Report, StoreError, TimedOut
 from .breaker import Breaker
 from .contact import Contact, NotAsked
-from .early import EarlyOutcome
+from .early import EarlyOutcome, is_unanswered
 from .local import LocalTier
 from .recovery import Recovery
 from .redis import RedisStore
@@ -53,28 +53,23 @@ class TieredStore:
 
     def _glance(self, recovery: Recovery) -> bool:
         """What the probe does while all is well: bring the local tier what it has missed, and look after Redis."""
-        missed = self._contact().missed
-        for key in list(missed):
+        contact = self._contact()
+        contact.undone.difference_update([early for early in list(contact.undone) if early.undo()])
+        for key in list(contact.missed):
             try:
-                self._catch_up(key, self._shared.peek(key))
+                theirs = self._shared.peek(key)
+                if theirs is not None:
+                    self._adopt(key, theirs)
             except StoreError as error:
                 if error.outage:
                     raise
                 continue  # the other keys, and the look after Redis, do not wait for it
-            missed.discard(key)
+            contact.missed.discard(key)
         owed = recovery.glance()
         if recovery.is_blocked:
             recovery.is_blocked = False
-            self._contact().breaker.hurry()
+            contact.breaker.hurry()
         return owed
-
-    def _catch_up(self, key: str, theirs: Found | None) -> None:
-        """Keep the outcome that Redis has, and none that it has not."""
-        if theirs is not None and self._adopt(key, theirs):
-            return
-        mine = self._local.peek(key)
-        if mine is not None and mine.record[1:2] == State.DONE.value:
-            self._local.drop(key, mine.record)
 
     def claim(self, claim: Claim) -> Claimed | Found:
         """See :class:`~flask_idempotent.core.store.Store`. A finished record answers without Redis.
@@ -342,7 +337,7 @@ class TieredStore:
             return self._keep(contact, claim, told, "complete", payload, ttl_ms)
         except BaseException:  # a greenlet may be killed here, too
             if not early.undo():
-                contact.missed.add(claim.key)
+                contact.undone.add(early)
             raise
         finally:
             contact.indebted.discard(claim.owner)
@@ -391,7 +386,7 @@ class TieredStore:
 
     def _copies_among(self, marks: Mapping[str, bytes]) -> Collection[str]:
         """Which settled records a full local tier may drop: Redis has them, too, and can be asked. Where outcomes are
-        written early, that is not certain before it was asked.
+        written early, it is asked.
         """
         contact = self._contact()
         if contact.breaker.reason is not None:
@@ -400,7 +395,8 @@ class TieredStore:
             return marks
         told = contact.tell(self._shared.marks, list(marks))
         there = told[0] if told is not None else ()
-        return [key for (key, mark), known in zip(marks.items(), there, strict=False) if known == mark]
+        known = zip(marks.items(), there, strict=False)
+        return [key for (key, mark), theirs in known if not is_unanswered(b"?" + mark, theirs)]
 
 
 def _is_over(found: Found, claim: Claim) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,8 +15,6 @@ from pathlib import Path
 import pytest
 import redis
 
-from flask_idempotent.core.machine import Busy as IsBusy
-from flask_idempotent.core.machine import judge
 from flask_idempotent.core.record import State, read_head
 from flask_idempotent.core.store import Claim, Claimed, Found, StoreError, StoreFull
 from flask_idempotent.stores import shared as shared_module
@@ -143,6 +142,39 @@ def test_who_is_late_writes_nothing_early(one: Worker, worker: Workers) -> None:
     assert one.local.early is False
 
 
+def test_who_may_be_late_when_redis_has_answered_writes_nothing_early(one: Worker) -> None:
+    mine = claim_of(lease_ms=100)
+    one.store.claim(mine)
+    time.sleep(0.06)
+    assert one.store.complete(mine, payload_of(mine, ME), TTL)
+    assert isinstance(one.local, Noting)
+    assert one.local.early is False
+
+
+@pytest.mark.parametrize("who", ["the next worker", "a worker that goes through an outage"])
+def test_redis_is_told_what_a_worker_has_written_early_that_died_then(
+    one: Worker, worker: Workers, path: Path, server: redis.Redis, who: str
+) -> None:
+    """Else this host would replay it, and another would run it again when the lease is over."""
+    other = worker(local=Noting(path))
+    if who == "a worker that goes through an outage":
+        finish(other, OTHER, key_of(1))
+        eventually(lambda: other.store._contact().recovery._has_looked)
+    mine = claim_of()
+    one.store.claim(mine)
+    one.store.close()
+    eventually(lambda: one.local.complete_early(mine, payload_of(mine, ME), TTL))  # when nobody else writes
+    assert head_in(server) == (State.PENDING, ME)
+    if who == "a worker that goes through an outage":
+        cut_off(other)
+        other.link.open()
+    else:
+        finish(other, OTHER, key_of(1))
+    eventually(lambda: head_in(server) == (State.DONE, ME))
+    eventually(lambda: not other.local.is_owed(KEY))
+    assert answered_by(worker()) == ME
+
+
 def test_what_redis_was_not_told_of_is_not_written_early(one: Worker, worker: Workers) -> None:
     """The outcome and its debt go together, whoever dies between them."""
     cut_off(one)
@@ -193,6 +225,17 @@ def test_a_full_file_gives_up_no_outcome_that_redis_has_not_yet_taken(worker: Wo
     assert answered_by(other) == ME
 
 
+def test_a_full_file_gives_up_what_redis_has_forgotten(worker: Workers, path: Path, server: redis.Redis) -> None:
+    one = worker(local=Noting(path, 400 << 10))
+    for number in range(1000):
+        claim = claim_of(key=key_of(number))
+        eventually(lambda claim=claim: is_granted(one, claim))
+        assert one.store.complete(claim, payload_of(claim, os.urandom(1000)), TTL)
+        if number == 600:
+            assert one.local.report().in_memory_size < 600, "it is full"
+            server.flushall()
+
+
 def is_granted(worker: Worker, claim: Claim) -> bool:
     """Whether a claim is granted; not while the file's log is too long for one so small, as somebody reads it."""
     try:
@@ -236,13 +279,13 @@ def test_a_request_that_is_interrupted_while_redis_is_asked_can_fail(
     assert worker().store.claim(claim_of(OTHER)) == Claimed(2)
 
 
-def test_an_outcome_that_can_neither_be_told_nor_be_owed_does_not_stay(
-    one: Worker, worker: Workers, holder: Holder, monkeypatch: pytest.MonkeyPatch
+def test_an_outcome_that_can_neither_be_told_nor_be_owed_is_the_same_everywhere_later(
+    one: Worker, worker: Workers, server: redis.Redis, holder: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its client is told so; then it must not be replayed on one host while it runs again on another."""
+    """It must not be replayed on one host while the request runs again on another."""
     monkeypatch.setattr(shared_module, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(shared_module, "SETTLING_SECONDS", 0.1)
-    mine = claim_of(lease_ms=1000)
+    mine = claim_of()
     one.store.claim(mine)
     assert isinstance(one.local, Noting)
     one.local.then = holder.hold
@@ -253,12 +296,12 @@ def test_an_outcome_that_can_neither_be_told_nor_be_owed_does_not_stay(
     one.local.then = lambda: None
     holder.let_go()
     one.link.open()
-    eventually(lambda: here(one) != (State.DONE, ME))
-    duplicate = claim_of(OTHER)
-    eventually(lambda: isinstance(worker().store.claim(duplicate), Claimed))
-    found = one.store.claim(claim_of(b"d" * 16))
-    assert isinstance(found, Found)
-    assert judge(found, duplicate) == IsBusy()
+    eventually(lambda: not one.store._contact().undone)
+    recovered(one)
+    seen = [each.store.claim(claim_of(OTHER)) for each in (one, worker())]
+    assert all(isinstance(found, Found) for found in seen)
+    one_state, other_state = (read_head(found.record)[:3] for found in seen if isinstance(found, Found))
+    assert one_state == other_state
 
 
 def test_a_refused_outcome_that_cannot_be_removed_is_not_replayed_for_long(
