@@ -71,7 +71,8 @@ class Recovery:
         self.meet()
         if self._servers is None:  # where nobody may tell, it is taken for restarted
             self.is_behind = self.lacks_latest = True
-        self._owe_unanswered()
+        if not self.is_behind:  # else all records are looked at
+            self._owe_unanswered()
         return self._pay_all()
 
     def glance(self) -> bool:
