@@ -116,7 +116,7 @@ def _json_body(body: bytes, ignored: frozenset[str], parsed: Callable[[Any], obj
         counted = value
         if isinstance(value, dict) and not ignored.isdisjoint(value):
             counted = {name: member for name, member in value.items() if name not in ignored}
-        canonical = _ENCODER.encode(counted)
+        canonical = "".join(_CHUNKS(counted, 0))
         if counted is value and _ESCAPED_MARK not in canonical:  # no number in it had to be marked
             parsed(value)
         return combine("json", canonical.encode())
@@ -168,3 +168,9 @@ def _members(items: list[tuple[str, Any]]) -> dict[str, Any]:
 # Made once: json.loads and json.dumps make new ones for each call with options. What was parsed holds no circle.
 _DECODER: Final = json.JSONDecoder(parse_float=_exact, parse_constant=_refuse, object_pairs_hook=_members)
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
+_IN_C: Final = getattr(json.encoder, "c_make_encoder", None)  # what ``encode`` makes anew for each call; not everywhere
+_CHUNKS: Final[Callable[..., Iterable[str]]] = (
+    _IN_C(None, _ENCODER.default, json.encoder.encode_basestring_ascii, None, ":", ",", True, False, True)
+    if _IN_C
+    else _ENCODER.iterencode
+)

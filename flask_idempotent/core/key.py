@@ -7,7 +7,7 @@ Stripe's clients and many others send the bare value. Both spell the same key.
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from typing import Final
 
 from .digest import combine
@@ -21,6 +21,8 @@ _PARAMETERS: Final = rf"(?:; *[a-z*][a-z0-9_\-.*]*(?:=(?:{_SF_STRING}|{_SF_NAME}
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~:/-]+")
 _QUOTED: Final = rf"({_SF_STRING}){_PARAMETERS}"
 _BARE: Final = rf"([\x21\x23-\x2b\x2d-\x3a\x3c-\x7e]+){_PARAMETERS}"  # no quote, comma, semicolon
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")  # RFC 4648, section 5
 
 
 class InvalidKey(ValueError):
@@ -69,4 +71,4 @@ def scoped(app: str, method: str, path: str, principal: bytes, key: str) -> byte
 
 def storage_key(prefix: str, digest: bytes) -> str:
     """The name of a record: prefix and digest. The braces put a record and its journal into one Redis Cluster slot."""
-    return f"{prefix}{{{urlsafe_b64encode(digest).rstrip(b'=').decode()}}}"
+    return f"{prefix}{{{b2a_base64(digest, newline=False).translate(_URL_SAFE, b'=').decode()}}}"

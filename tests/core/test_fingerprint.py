@@ -253,6 +253,13 @@ def respelt(value: Any, seed: int) -> str:
     return json.dumps(shuffled(value), indent=indent, separators=separators, ensure_ascii=True)
 
 
+@moderate
+@given(documents)
+def test_the_canonical_text_is_the_encoders_with_its_c_code_and_without(value: Any) -> None:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    assert "".join(module._CHUNKS(value, 0)) == "".join(module._ENCODER.iterencode(value)) == canonical
+
+
 def exactly(value: Any) -> Any:
     """A value with its types, for True is 1 in Python and not in JSON."""
     if isinstance(value, list):
