@@ -248,7 +248,8 @@ class TieredStore:
         theirs = contact.ask(self._shared.claim, claim)
         if isinstance(theirs, Claimed):
             try:
-                contact.know_servers()
+                if not contact.recovery.is_acquainted:
+                    contact.know_servers()
                 if careful:
                     contact.wait_for_others(StoreError)
             except StoreError as error:
