@@ -189,7 +189,8 @@ class _Execution:
 
     def _settle(self, response: Response, active: Active) -> None:
         save, lifetime = self._route.save, self._route.lifetime
-        fate = (self._told(web.fate, response, save) if save else None) or web.fate(response, None)
+        fate = self._told(web.fate, response, save) if save is not None else None
+        fate = fate or web.fate(response, None)
         if fate is Fate.KEEP and active.stored and not active.inconclusive:
             ttl_ms = self._told(_ttl_ms, lifetime, response) if lifetime is not None else None
             self._keep(response, ttl_ms or self._claim.terms.ttl_ms)

@@ -22,6 +22,7 @@ from .early import EarlyOutcome, is_unanswered
 from .local import LocalTier
 from .recovery import Recovery
 from .redis import RedisStore
+from .wire import ServerError
 
 
 class TieredStore:
@@ -386,8 +387,8 @@ class TieredStore:
         contact.breaker.probe()
 
     def _copies_among(self, marks: Mapping[str, bytes]) -> Collection[str]:
-        """Which settled records a full local tier may drop: Redis has them, too, and can be asked. Where outcomes are
-        written early, it is asked.
+        """Which settled records a full local tier may drop: Redis has them, too, and can be asked. It is, where outcomes
+        are written early.
         """
         contact = self._contact()
         if contact.breaker.reason is not None:
@@ -396,8 +397,9 @@ class TieredStore:
             return marks
         told = contact.tell(self._shared.marks, list(marks))
         there = told[0] if told is not None else ()
-        known = zip(marks.items(), there, strict=False)
-        return [key for (key, mark), theirs in known if not is_unanswered(b"?" + mark, theirs)]
+        answers = zip(marks.items(), there, strict=False)
+        told_of = [(key, mark, theirs) for (key, mark), theirs in answers if not isinstance(theirs, ServerError)]
+        return [key for key, mark, theirs in told_of if not is_unanswered(b"?" + mark, theirs)]
 
 
 def _is_over(found: Found, claim: Claim) -> bool:
