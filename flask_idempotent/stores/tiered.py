@@ -387,8 +387,8 @@ class TieredStore:
         contact.breaker.probe()
 
     def _copies_among(self, marks: Mapping[str, bytes]) -> Collection[str]:
-        """Which settled records a full local tier may drop: Redis has them, too, and can be asked. It is, where outcomes
-        are written early.
+        """Which settled records a full local tier may drop: Redis has them, too, and can be asked. It is asked where
+        outcomes are written early.
         """
         contact = self._contact()
         if contact.breaker.reason is not None:
