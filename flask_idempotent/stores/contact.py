@@ -35,7 +35,7 @@ class Contact:
     indebted: set[bytes] = field(default_factory=set)
     missed: set[str] = field(default_factory=set)
     undone: set[EarlyOutcome] = field(default_factory=set)
-    meeting: threading.Lock = field(default_factory=threading.Lock)
+    meeting: threading.Lock = field(default_factory=lambda: threading.Lock())  # gevent's, where it has patched since
 
     @property
     def is_established(self) -> bool:
