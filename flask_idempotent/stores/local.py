@@ -69,7 +69,7 @@ class LocalStore:
         return self._end(Event.COMPLETE, claim, owed, payload, ttl_ms)
 
     def complete_early(self, claim: Claim, payload: bytes, ttl_ms: int) -> bool:
-        """See :class:`~flask_idempotent.stores.tier.LocalTier`. In a process it would save nothing."""
+        """See :class:`~flask_idempotent.stores.tier.LocalTier`. In a process it would save little."""
         return False
 
     def fail(self, claim: Claim, *, owed: bool = False) -> bool:
