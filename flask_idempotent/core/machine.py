@@ -185,15 +185,13 @@ def transition(
 def begun(claim: Claim, now: int) -> tuple[bytes, int]:
     """The record of a claim for a key under which nothing stands, and when it expires: the commonest transition."""
     lease_end = now + claim.terms.lease_ms
-    head = undated_head(State.PENDING, claim.attempt, claim.owner, claim.fingerprint)  # without the call of head_of
-    return head + pack_deadline(lease_end), max(lease_end, now + claim.terms.ttl_ms)
+    return head_of(claim, State.PENDING) + pack_deadline(lease_end), max(lease_end, now + claim.terms.ttl_ms)
 
 
 def ended(claim: Claim, payload: bytes, now: int, ttl_ms: int) -> tuple[bytes, int]:
     """The record that COMPLETE makes of a claim's own pending one, and when it expires: the next commonest."""
     deadline = now + ttl_ms
-    head = undated_head(State.DONE, claim.attempt, claim.owner, claim.fingerprint)
-    return head + pack_deadline(deadline) + payload, deadline
+    return head_of(claim, State.DONE) + pack_deadline(deadline) + payload, deadline
 
 
 def head_of(claim: Claim, state: State) -> bytes:

@@ -14,7 +14,7 @@ from ..core.forks import PerProcess
 from .inquiry import Inquiry
 from .nodes import LOST, Nodes, Settings
 from .pool import Place
-from .wire import Broken, Meanwhile, More, Reply, ServerError, pack
+from .wire import NOTHING, Beside, Broken, Reply, ServerError, pack
 
 REDIRECTS: Final = 4
 PAUSE_SECONDS: Final = 0.02  # before a command is tried again
@@ -52,14 +52,7 @@ class ClusterNodes(Nodes):
         return "cluster " + ",".join(f"{host}:{port}" for host, port in self._startup)
 
     def exchange(
-        self,
-        key: str,
-        commands: bytes,
-        count: int,
-        *,
-        urgent: bool = False,
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
+        self, key: str, commands: bytes, count: int, *, urgent: bool = False, beside: Beside | None = None
     ) -> list[Reply]:
         """See :class:`Nodes`. Follows redirections, and goes to the new master where one has taken over.
 
@@ -67,21 +60,19 @@ class ClusterNodes(Nodes):
         """
         slot, deadline = key_slot(key.encode()), time.monotonic() + self.timeout
         while True:
-            replies = self._route(slot, commands, count, urgent, more, meanwhile)
+            replies = self._route(slot, commands, count, urgent, beside)
             if not any(map(_is_premature, replies)) or time.monotonic() > deadline:
                 return replies
             time.sleep(PAUSE_SECONDS)
 
-    def _route(
-        self, slot: int, commands: bytes, count: int, urgent: bool, more: More | None, meanwhile: Meanwhile | None
-    ) -> list[Reply]:
+    def _route(self, slot: int, commands: bytes, count: int, urgent: bool, beside: Beside | None) -> list[Reply]:
         place = self._master_of(slot)
         try:
-            return self._from(place, commands, count, urgent, more, meanwhile)
+            return self._from(place, commands, count, urgent, beside)
         except LOST:
             if (other := self._master_of(slot)) == place:
                 raise
-        return self._from(other, commands, count, urgent, more, meanwhile)
+        return self._from(other, commands, count, urgent, beside)
 
     def exchange_all(self, commands: Sequence[tuple[str, bytes]]) -> list[Reply]:
         """See :class:`Nodes`. What was redirected is sent again by itself. A server that is away holds up no other's.
@@ -131,13 +122,11 @@ class ClusterNodes(Nodes):
                 (reply,) = self.exchange(*commands[number], 1, urgent=True)
             replies[number] = reply
 
-    def _from(
-        self, place: Place, commands: bytes, count: int, urgent: bool, more: More | None, meanwhile: Meanwhile | None
-    ) -> list[Reply]:
+    def _from(self, place: Place, commands: bytes, count: int, urgent: bool, beside: Beside | None) -> list[Reply]:
         """Ask a server, and whomever it sends us to."""
         asking = False
         for _ in range(REDIRECTS):
-            replies = self._at(place, commands, count, urgent, more, meanwhile, asking)
+            replies = self._at(place, commands, count, urgent, beside, asking)
             redirection = next((one for one in replies if _redirects(one)), None)
             if redirection is None:
                 break
@@ -150,8 +139,7 @@ class ClusterNodes(Nodes):
         commands: bytes,
         count: int,
         urgent: bool,
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
+        beside: Beside | None = None,
         asking: bool = False,
     ) -> list[Reply]:
         """Ask one server.
@@ -159,12 +147,11 @@ class ClusterNodes(Nodes):
         :param asking: it is told that we were sent; goes for the next command, which is the one about the key.
         """
         if asking:
-            follow = more
+            more, meanwhile = beside or NOTHING
             commands, count = ASKING + commands, count + 1
-            more = None if follow is None else lambda replies: follow(replies[1:])
+            beside = Beside(None if more is None else lambda replies: more(replies[1:]), meanwhile)
         try:
-            pool = self._pools()[place]
-            replies = pool.exchange(commands, count, urgent=urgent, more=more, meanwhile=meanwhile)
+            replies = self._pools()[place].exchange(commands, count, urgent=urgent, beside=beside)
         except LOST:
             self._forget(place)
             raise

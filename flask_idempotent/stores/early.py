@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ..core.machine import begun, head_of
-from ..core.record import MARK, State
+from ..core.record import State
 from ..core.store import Claim, StoreError
 from .tier import LocalTier
 
@@ -53,10 +53,10 @@ class EarlyOutcome:
         return True
 
 
-def is_unanswered(record: bytes, mark: object) -> bool:
+def is_unanswered(mine: bytes, theirs: object) -> bool:
     """Whether Redis takes for running what is done here.
 
-    :param record: the one here, or what of it :data:`~flask_idempotent.core.record.MARK` names, behind one byte.
-    :param mark: what Redis has, as :meth:`~flask_idempotent.stores.writeback.WriteBack.marks` tells it.
+    :param mine: the :data:`~flask_idempotent.core.record.MARK` of a record here.
+    :param theirs: that of Redis' record, as :meth:`~flask_idempotent.stores.writeback.WriteBack.marks` tells it.
     """
-    return record[1:2] == State.DONE.value and mark == State.PENDING.value + record[MARK][1:]
+    return mine[:1] == State.DONE.value and theirs == State.PENDING.value + mine[1:]

@@ -175,9 +175,7 @@ class MemoryTable:
 
     def put_new(self, key: str, record: bytes, expires: int, now: int) -> bool:
         """See :class:`~flask_idempotent.stores.table.Rows`."""
-        if now >= self._sweep_at:
-            self._sweep(now)
-        self._backend.put(key, record, expires, now)
+        self.put(key, record, expires, now)
         return True
 
     def replace(self, key: str, start: bytes, record: bytes, expires: int, now: int) -> bool:

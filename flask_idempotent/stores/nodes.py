@@ -18,7 +18,7 @@ from redis.connection import Connection
 from ..core.forks import PerProcess
 from .pool import Count, Place, Pool, Pools
 from .sentinels import NoMaster, Sentinels
-from .wire import Meanwhile, More, Reply, ServerError
+from .wire import Beside, Reply, ServerError
 
 LOST: Final = (OSError, exceptions.ConnectionError, exceptions.TimeoutError)  # a server did not answer
 SILENT_SECONDS: Final = 1.0  # after which a master may be another, for all that we have heard
@@ -68,14 +68,7 @@ class Nodes(ABC):
 
     @abstractmethod
     def exchange(
-        self,
-        key: str,
-        commands: bytes,
-        count: int,
-        *,
-        urgent: bool = False,
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
+        self, key: str, commands: bytes, count: int, *, urgent: bool = False, beside: Beside | None = None
     ) -> list[Reply]:
         """Send packed commands for one key to the server that has it; see :meth:`Pool.exchange`."""
 
@@ -128,17 +121,10 @@ class OneServer(Nodes):
         return self._pools()[_ONLY]
 
     def exchange(
-        self,
-        key: str,
-        commands: bytes,
-        count: int,
-        *,
-        urgent: bool = False,
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
+        self, key: str, commands: bytes, count: int, *, urgent: bool = False, beside: Beside | None = None
     ) -> list[Reply]:
         """See :class:`Nodes`."""
-        return self._pools[getpid()][_ONLY].exchange(commands, count, urgent=urgent, more=more, meanwhile=meanwhile)
+        return self._pools[getpid()][_ONLY].exchange(commands, count, urgent=urgent, beside=beside)
 
     def client(self) -> Redis:
         """See :class:`Nodes`."""
@@ -179,19 +165,12 @@ class SentinelNodes(Nodes):
         return f"sentinel {self._sentinels.service}/{self._settings.get('db', 0)}"
 
     def exchange(
-        self,
-        key: str,
-        commands: bytes,
-        count: int,
-        *,
-        urgent: bool = False,
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
+        self, key: str, commands: bytes, count: int, *, urgent: bool = False, beside: Beside | None = None
     ) -> list[Reply]:
         """See :class:`Nodes`. A master that is gone or demoted is left at once for the new one, where there is one."""
         place = self._find()
         try:
-            replies = self._at(place, commands, count, urgent, more, meanwhile)
+            replies = self._at(place, commands, count, urgent, beside)
         except LOST:
             self.doubt(key)
             if (other := self._find()) == place:
@@ -202,7 +181,7 @@ class SentinelNodes(Nodes):
             self.doubt(key)
             if (other := self._find()) == place:
                 return replies
-        return self._at(other, commands, count, urgent, more, meanwhile)
+        return self._at(other, commands, count, urgent, beside)
 
     def doubt(self, key: str) -> None:
         """See :class:`Nodes`."""
@@ -217,17 +196,8 @@ class SentinelNodes(Nodes):
         super().close()
         self._sentinels.close()
 
-    def _at(
-        self,
-        place: Place,
-        commands: bytes,
-        count: int,
-        urgent: bool,
-        more: More | None,
-        meanwhile: Meanwhile | None,
-    ) -> list[Reply]:
-        pool = self._pools[getpid()][place]
-        replies = pool.exchange(commands, count, urgent=urgent, more=more, meanwhile=meanwhile)
+    def _at(self, place: Place, commands: bytes, count: int, urgent: bool, beside: Beside | None) -> list[Reply]:
+        replies = self._pools[getpid()][place].exchange(commands, count, urgent=urgent, beside=beside)
         if place == self._master and self._certain_until:
             self._certain_until = time.monotonic() + SILENT_SECONDS
         return replies

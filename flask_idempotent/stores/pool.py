@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from .wire import Meanwhile, More, Reply, Wire
+from .wire import Beside, Reply, Wire
 
 # Firewalls and address translators drop connections that were silent for some minutes (four, at the soonest of the
 # large clouds'), and tell neither end.
@@ -40,13 +40,7 @@ class Pool:
         self.connected: Callable[[], object] = lambda: None  # called when a connection was made
 
     def exchange(
-        self,
-        commands: bytes,
-        count: int,
-        *,
-        urgent: bool = False,
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
+        self, commands: bytes, count: int, *, urgent: bool = False, beside: Beside | None = None
     ) -> list[Reply]:
         """Send packed commands on one connection and read as many replies.
 
@@ -54,8 +48,7 @@ class Pool:
         here may be applied twice.
 
         :param urgent: do not wait for a free connection; a renewal must not queue behind those that it serves.
-        :param more: gives a command that follows from the replies, for the same connection; its reply is added.
-        :param meanwhile: called when the commands are sent, before their replies are waited for.
+        :param beside: what else belongs to them.
         :raises OSError: the server cannot be reached, or did not answer in time.
         :raises redis.RedisError: it does not let this client in.
         :raises Exhausted: no connection became free in time.
@@ -65,7 +58,7 @@ class Pool:
         try:
             if wire is not None:
                 try:
-                    replies = wire.exchange(commands, count, more, meanwhile)
+                    replies = wire.exchange(commands, count, beside)
                 except TimeoutError:
                     raise
                 except OSError:  # it was kept, and is gone
@@ -73,7 +66,7 @@ class Pool:
                     wire = None
             if wire is None:
                 wire = self._new()
-                replies = wire.exchange(commands, count, more, meanwhile)
+                replies = wire.exchange(commands, count, beside)
         except BaseException:  # a greenlet may be killed here, too: nobody may read the reply that is under way
             self._drop(wire)
             raise

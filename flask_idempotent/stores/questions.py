@@ -8,7 +8,7 @@ from typing import Any, Final
 from .failures import ERRORS, store_error
 from .nodes import Nodes
 from .scripts import Script
-from .wire import Meanwhile, More, Reply, ServerError, pack
+from .wire import Beside, Reply, ServerError, pack
 
 
 class Questions:
@@ -24,18 +24,11 @@ class Questions:
         (answer,) = self._send(script, key, args)
         return answer
 
-    def _send(
-        self,
-        script: Script,
-        key: str,
-        args: Sequence[bytes | int],
-        more: More | None = None,
-        meanwhile: Meanwhile | None = None,
-    ) -> list[Reply]:
+    def _send(self, script: Script, key: str, args: Sequence[bytes | int], beside: Beside | None = None) -> list[Reply]:
         try:
-            replies = self.nodes.exchange(key, script.call(key, *args), 1, more=more, meanwhile=meanwhile)
+            replies = self.nodes.exchange(key, script.call(key, *args), 1, beside=beside)
             if isinstance(replies[0], ServerError) and _is_unknown(replies[0]):
-                replies = self.nodes.exchange(key, script.whole(key, *args), 1, more=more)
+                replies = self.nodes.exchange(key, script.whole(key, *args), 1, beside=beside)
             for reply in replies:
                 if isinstance(reply, ServerError):
                     raise reply

@@ -136,8 +136,8 @@ class Recovery:
         if not self._local.keeps_early:
             return
         latest = [one for one in self._local.copies(0, BATCH).records if _is_record(*one[:2])]
-        for (key, record, left), mark in zip(latest, self._shared.marks([key for key, *_ in latest]), strict=True):
-            if is_unanswered(record, mark):
+        for (key, record, left), theirs in zip(latest, self._shared.marks([key for key, *_ in latest]), strict=True):
+            if is_unanswered(record[MARK], theirs):
                 self._local.owe(_holder(Copy(key, record, left)))
 
     def _trust_after(self, noticed: int) -> None:

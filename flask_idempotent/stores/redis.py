@@ -19,7 +19,7 @@ from .questions import translated
 from .scripts import Script
 from .servers import run_ids
 from .wakeups import Wakeups
-from .wire import Meanwhile, Reply, ServerError, pack
+from .wire import Beside, Reply, ServerError, pack
 from .writeback import WriteBack
 
 LISTEN_SECONDS: Final = 0.5  # for a subscription to stand before the record is read without it
@@ -50,8 +50,8 @@ class RedisStore(WriteBack):
         terms = claim.terms
         kept_ms = max(terms.lease_ms, terms.ttl_ms)
         args = (claim.owner, claim.fingerprint, terms.lease_ms, kept_ms, int(terms.resume))
-        more = partial(self._more, partial(_is_own, claim=claim)) if self._durably else None
-        answer, *replicas = self._send(scripts.CLAIM, claim.key, args, more)
+        beside = Beside(partial(self._more, partial(_is_own, claim=claim))) if self._durably else None
+        answer, *replicas = self._send(scripts.CLAIM, claim.key, args, beside)
         if answer == _NEW:
             granted = FIRST
         elif _is_own(answer, claim):
@@ -75,7 +75,9 @@ class RedisStore(WriteBack):
                 raise store_error(answer) from answer
         return [bool(kept) for kept in answers]
 
-    def complete(self, claim: Claim, payload: bytes, ttl_ms: int, meanwhile: Meanwhile | None = None) -> bool:
+    def complete(
+        self, claim: Claim, payload: bytes, ttl_ms: int, meanwhile: Callable[[], object] | None = None
+    ) -> bool:
         """See :class:`~flask_idempotent.core.store.Store`. One round trip.
 
         :param meanwhile: called while it is under way; not where nothing could be sent, and twice if need be.
@@ -197,9 +199,10 @@ class RedisStore(WriteBack):
         self._wakeups.close()
         self.nodes.close()
 
-    def _end(self, script: Script, key: str, *args: bytes | int, meanwhile: Meanwhile | None = None) -> bool:
+    def _end(self, script: Script, key: str, *args: bytes | int, meanwhile: Callable[[], object] | None = None) -> bool:
         more = partial(self._more, bool) if self._durably else None
-        ended, *replicas = self._send(script, key, args, more, meanwhile)
+        beside = Beside(more, meanwhile) if more or meanwhile else None
+        ended, *replicas = self._send(script, key, args, beside)
         if replicas and (lacking := self._lacking(key, replicas[0])):
             raise lacking
         return bool(ended)

@@ -46,9 +46,9 @@ _COUNT = (
     " - (SELECT count(*) FROM records WHERE settled = 1 AND expires <= :now)"
 )
 _SWEEP = "DELETE FROM records WHERE rowid IN (SELECT rowid FROM records WHERE settled = ? AND expires <= ? LIMIT ?)"
-_MARK = f"substr(record, {MARK.start + 1}, {MARK.stop - MARK.start})"
+_MARK = f"coalesce(substr(record, {MARK.start + 1}, {MARK.stop - MARK.start}), x'')"  # NULL of an empty value
 _DROPPABLE = f"SELECT key, expires, {_MARK} FROM records WHERE settled = 1 AND expires >= ? ORDER BY expires LIMIT ?"  # noqa: S608
-_DROP = f"DELETE FROM records WHERE key = ? AND settled = 1 AND {_MARK} IS ?"  # noqa: S608 - of constants
+_DROP = f"DELETE FROM records WHERE key = ? AND settled = 1 AND {_MARK} = ?"  # noqa: S608 - of constants
 _COPIES = (  # the deadline of a claim is text within its record
     "SELECT rowid, settled OR substr(record, ?, ?) <= ?, EXISTS (SELECT 1 FROM debts WHERE debts.key = records.key)"
     " FROM records WHERE rowid > ? ORDER BY rowid LIMIT ?"

@@ -397,9 +397,11 @@ class TieredStore:
             return marks
         told = contact.tell(self._shared.marks, list(marks))
         there = told[0] if told is not None else ()
-        answers = zip(marks.items(), there, strict=False)
-        told_of = [(key, mark, theirs) for (key, mark), theirs in answers if not isinstance(theirs, ServerError)]
-        return [key for key, mark, theirs in told_of if not is_unanswered(b"?" + mark, theirs)]
+        return [
+            key
+            for (key, mine), theirs in zip(marks.items(), there, strict=False)
+            if not (isinstance(theirs, ServerError) or is_unanswered(mine, theirs))
+        ]
 
 
 def _is_over(found: Found, claim: Claim) -> bool:

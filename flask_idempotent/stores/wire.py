@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 READ_SIZE: Final = 65536
 
@@ -18,8 +18,22 @@ READ_SIZE: Final = 65536
 _IN_SCRIPT: Final = re.compile(r"ERR Error running script .*?: -([A-Z]+ .*)", re.DOTALL)
 
 Reply = Any  # bytes, int, None, a list of these, or a ServerError
-More = Callable[[list[Reply]], bytes]  # one packed command that is called for by the replies; empty for none
-Meanwhile = Callable[[], object]  # done while a reply is on its way; twice where a command is sent twice
+
+
+class Beside(NamedTuple):
+    """What belongs to a question beside its commands.
+
+    :param more: gives one packed command that follows from the replies, for the same connection, or none (empty); its
+        reply is added to them.
+    :param meanwhile: called when the commands are sent, before their replies are waited for; twice where they are sent
+        twice.
+    """
+
+    more: Callable[[list[Reply]], bytes] | None = None
+    meanwhile: Callable[[], object] | None = None
+
+
+NOTHING: Final = Beside()
 
 
 class ServerError(Exception):
@@ -64,14 +78,13 @@ class Wire:
         self._buffer = b""
         self._at = 0
 
-    def exchange(
-        self, commands: bytes, count: int, more: More | None = None, meanwhile: Meanwhile | None = None
-    ) -> list[Reply]:
+    def exchange(self, commands: bytes, count: int, beside: Beside | None = None) -> list[Reply]:
         """Send packed commands and read as many replies, and one for the command that follows from them.
 
         :raises TimeoutError: the server did not take, or say, anything for as long as the connection allows.
         :raises OSError: the connection is of no use any more.
         """
+        more, meanwhile = beside or NOTHING
         self._socket.sendall(commands)
         if meanwhile is not None:
             meanwhile()

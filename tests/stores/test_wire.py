@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flask_idempotent.stores.wire import Broken, ServerError, Wire, pack
+from flask_idempotent.stores.wire import Beside, Broken, ServerError, Wire, pack
 
 REPLIES: dict[bytes, Any] = {
     b"$5\r\nhello\r\n": b"hello",
@@ -91,7 +91,7 @@ def test_what_is_to_be_done_meanwhile_is_done_between_question_and_answer(ends: 
         assert server.recv(100) == pack("PING")
         server.sendall(b"+PONG\r\n")
 
-    assert wire.exchange(pack("PING"), 1, meanwhile=answer) == [b"PONG"]
+    assert wire.exchange(pack("PING"), 1, Beside(meanwhile=answer)) == [b"PONG"]
 
 
 def test_an_error_is_a_reply(ends: tuple[Wire, socket.socket]) -> None:
